@@ -2,7 +2,8 @@
 
 Copy this file, change the two methods, and name the copy in the settings:
 
-    external: {classes: [{name: mine, source: 'config/detectors/mine.py:Mine', reads: [activations]}]}
+    external:
+      classes: [{name: mine, source: 'config/detectors/mine.py:Mine', reads: [activations]}]
 """
 
 import numpy as np

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from detect import audit_dataset, train_detectors
+from detect import audit_dataset, fit_detector_class, read_score_table, train_detectors
 from evaluate import check_claims, evaluate_detectors
 from ghosttrack import sae
 from ghosttrack import scores as registry
@@ -179,8 +179,15 @@ def run(inputs: Path, out: Path, names: tuple[str, ...] = ("big", "small")) -> N
             detection=DETECTION,
             seed=0,
         )
+    evaluate(out, out, names)
+
+
+def evaluate(
+    trained: Path, out: Path, names: tuple[str, ...], external: list[Path] | None = None
+) -> None:
+    """Evaluate data sets whose scores are in `trained`."""
     parts = {
-        key: [out / name / key for name in names]
+        key: [trained / name / key for name in names]
         for key in ("scores.parquet", "selection.csv", "importance.csv", "audit.csv")
     }
     evaluate_detectors.main(
@@ -188,7 +195,7 @@ def run(inputs: Path, out: Path, names: tuple[str, ...] = ("big", "small")) -> N
         selections=parts["selection.csv"],
         importances=parts["importance.csv"],
         audits=parts["audit.csv"],
-        external=[],
+        external=external or [],
         generated=[],
         scores=out / "scores.parquet",
         **{
@@ -217,6 +224,85 @@ def results(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results")
     run(inputs, out)
     return out
+
+
+CLASS = """
+import numpy as np
+
+class Mine:
+    def fit(self, examples, labels):
+        means, tokens = examples.activations, examples.token_activations
+        assert list(means) == list(tokens) == list(examples.codes) == [1, 3]
+        for layer, mean in means.items():
+            of_tokens = [part.mean(axis=0) for part in tokens[layer]]
+            np.testing.assert_allclose(mean, of_tokens, rtol=1e-3, atol=1e-3)
+        assert examples.codes[3].shape == (len(labels), 16)
+        assert len(examples.tracks) == len(examples.outputs) == len(examples.texts) == len(labels)
+        assert examples.outputs["input_tokens"].eq(5).all()
+        low, high = (means[3][labels == label, 0].mean() for label in (0, 1))
+        self.sign = np.sign(high - low)
+
+    def score(self, examples):
+        return self.sign * examples.activations[3][:, 0]
+"""
+
+
+def test_a_table_and_a_class_from_outside_get_rows_and_claims_and_change_no_other_row(
+    inputs: Path, results: Path, tmp_path: Path
+) -> None:
+    names = ("big", "small")
+    (tmp_path / "mine.py").write_text(CLASS)
+    external = [tmp_path / f"{name}.parquet" for name in names]
+    for name, scores in zip(names, external, strict=True):
+        folder = inputs / name
+        fit_detector_class.main(
+            source=tmp_path / "mine.py",
+            examples=folder / "examples.parquet",
+            outputs=folder / "outputs.parquet",
+            audited=results / name / "controls.parquet",
+            stores=[folder / f"layer_{layer:02d}.zarr" for layer in LAYERS],
+            manifests=[folder / f"layer_{layer:02d}.json" for layer in LAYERS],
+            weights=[inputs / f"sae_{layer}" / "sae_weights.safetensors" for layer in LAYERS],
+            track_metrics=[folder / "default.parquet"],
+            tokens=[],
+            scores=scores,
+            dataset=name,
+            detector_class="mine",
+            module="",
+            class_name="Mine",
+            reads=["activations", "token_activations", "codes", "outputs", "tracks"],
+            layers=LAYERS,
+            seed=0,
+        )
+    examples = pd.read_parquet(inputs / "big" / "examples.parquet")
+    table = pd.DataFrame({"id": examples["id"], "score": -examples["label"] * 1.0})
+    table.sample(frac=1, random_state=0).to_csv(tmp_path / "table.csv", index=False)
+    read_score_table.main(
+        table=tmp_path / "table.csv",
+        audited=[results / name / "controls.parquet" for name in names],
+        examples=[inputs / name / "examples.parquet" for name in names],
+        scores=tmp_path / "table.parquet",
+        score_table="sure",
+        datasets=list(names),
+        lower_is_hallucinated=True,
+        tokens="mean",
+    )
+    evaluate(results, tmp_path, names, [*external, tmp_path / "table.parquet"])
+    metrics = registry.read(tmp_path / "metrics.csv", registry.METRICS)
+    own = metrics["family"] == "external"
+    rows = metrics[own & metrics["dataset"].isin(names)].set_index(["dataset", "score"])
+    assert rows["auroc"]["big", "table.sure"] == 1
+    assert rows["auroc"]["big", "class.mine"] > 0.9
+    assert np.isnan(rows["auroc"]["small", "class.mine"])
+    assert "groups are needed" in rows["reason"]["small", "class.mine"]
+    before = registry.read(results / "metrics.csv", registry.METRICS)
+    pd.testing.assert_frame_equal(metrics[~own].reset_index(drop=True), before)
+    ledger = registry.read(tmp_path / "ledger.csv", registry.LEDGER)
+    claimed = ledger[ledger["claim"].str.endswith(" beats its best control")]
+    assert set(zip(claimed["dataset"], claimed["ours"], strict=True)) >= {
+        ("big", "table.sure"),
+        ("big", "class.mine"),
+    }
 
 
 def test_every_table_has_the_columns_its_readers_expect(results: Path) -> None:

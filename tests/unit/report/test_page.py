@@ -134,6 +134,31 @@ def test_whatever_is_put_in_is_shown_as_text(run: Run, tmp_path: Path, page: str
     )
 
 
+def test_detectors_from_outside_have_a_section_only_where_there_are_any(
+    run: Run, tmp_path: Path, page: str
+) -> None:
+    assert "Detectors from outside" not in page
+    added = {}
+    for name in ("metrics", "ledger"):
+        table = pd.read_csv(getattr(run, name))
+        column = "score" if name == "metrics" else "ours"
+        part = table[(table[column] == "ghosttrack") & (table["dataset"] != "generated")]
+        if name == "ledger":
+            part = part[part["claim"] == registry.HEADLINE]
+            part = part.assign(claim="mine (table) beats its best control")
+        else:
+            part = part.assign(auroc=0.2, auroc_low=0.1, auroc_high=0.3, family="external")
+        added[name] = tmp_path / f"{name}.csv"
+        pd.concat([table, part.assign(**{column: "table.mine"})]).to_csv(added[name], index=False)
+    shown = write(run, tmp_path / "report.html", **added)
+    section = shown[shown.index('id="external"') :]
+    section = section[: section.index("</details>")]
+    assert section.count("mine (table)</th>") == len(fake_results.SETS) + 1
+    assert "mine (table) is below chance on every data set (AUROC 0.20, " in section
+    assert "made outside the folds" in section
+    assert "set lower_is_hallucinated: true" in section
+
+
 def test_two_runs_give_the_same_bytes(run: Run, tmp_path: Path, page: str) -> None:
     assert write(run, tmp_path / "report.html") == page
 

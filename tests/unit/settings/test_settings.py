@@ -343,6 +343,10 @@ PATH_SETTINGS: dict[str, Callable[[str], dict[str, Any]]] = {
     "sae.source": lambda path: {"model": "tiny-gpt2", "sae": {"source": path}},
     "score.texts": lambda path: {"model": "tiny-gpt2", "score": {"texts": path}},
     "score.context": lambda path: {"model": "tiny-gpt2", "score": {"context": path}},
+    "external.tables.path": lambda path: {
+        "model": "tiny-gpt2",
+        "external": {"tables": [{"name": "one", "path": path}]},
+    },
 }
 
 
@@ -383,7 +387,8 @@ def test_a_path_that_is_too_long_is_refused_on_one_line_with_its_key(
 ) -> None:
     with pytest.raises(UserError, match=said) as error:
         check_path(key, path, tmp_path)
-    assert re.match(rf"([^ ]*mine\.yaml: )?{re.escape(key)}: ", str(error.value))
+    shown = key.replace("tables.", "tables.0.")  # an item of a list
+    assert re.match(rf"([^ ]*mine\.yaml: )?{re.escape(shown)}: ", str(error.value))
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
 
@@ -397,7 +402,7 @@ def test_a_path_may_begin_at_the_home_directory(
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "mine.csv").write_text("text,label\nParis,0\n")
     (tmp_path / "mine.txt").write_text("Paris\n")
-    folders, tables = ("model_path", "source.id"), ("path",)
+    folders, tables = ("model_path", "source.id"), ("path", "external.tables.path")
     place = (
         "~/"
         if key in folders
@@ -415,7 +420,7 @@ def test_a_path_may_begin_at_the_home_directory(
         return
     found: Any = check_path(key, place, tmp_path)
     for part in key.split("."):
-        found = found[part]
+        found = found[0][part] if isinstance(found, list) else found[part]
     assert found == place.replace("~", str(tmp_path)).rstrip("/")
 
 

@@ -26,8 +26,8 @@ def check(external: ExternalSettings) -> None:
     Raises:
         UserError: with the key and the remedy.
     """
-    for table in external.tables:
-        key = f"external.tables: {table.name}: path"
+    for number, table in enumerate(external.tables):
+        key = f"external.tables.{number}.path"
         with reachable(key):
             if reason := rows.refusal(Path(table.path)):
                 raise UserError(f"{key}: {reason}")
@@ -74,6 +74,7 @@ def _require_class(path: Path, name: str, key: str) -> None:
 def _module_file(module: str, key: str) -> Path:
     """The file of a module, without importing its packages."""
     searched: list[str] | None = None
+    origin = ""
     for depth in range(1, len(module.split(".")) + 1):
         part = ".".join(module.split(".")[:depth])
         found = PathFinder.find_spec(part, searched)
@@ -82,7 +83,7 @@ def _module_file(module: str, key: str) -> Path:
                 f"{key}: the module {part} is not installed in this environment "
                 f"({sys.prefix}); install it, or name a file, as in path/to/file.py:CLASS"
             )
-        searched = list(found.submodule_search_locations or [])
-    if not found.origin or not found.origin.endswith(".py"):
+        searched, origin = list(found.submodule_search_locations or []), found.origin or ""
+    if not origin.endswith(".py"):
         raise UserError(f"{key}: {module} is no Python file; name the module with the class")
-    return Path(found.origin)
+    return Path(origin)
