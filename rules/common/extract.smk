@@ -2,8 +2,8 @@
 # Data sets whose texts follow a remark.
 CONFLICT = [name for name, settings in DATASETS.items() if settings.conflict]
 # Data sets whose texts follow a context, and those with hallucinated spans.
-IN_CONTEXT = [name for name, settings in DATASETS.items() if settings.context_column]
-WITH_SPANS = [name for name, settings in DATASETS.items() if settings.spans_column]
+IN_CONTEXT = [name for name, settings in DATASETS.items() if settings.has_contexts]
+WITH_SPANS = [name for name, settings in DATASETS.items() if settings.has_spans]
 
 
 def model_accelerator(model=None):

@@ -27,7 +27,7 @@ from ghosttrack.facts.examples import (
     question_table,
     same_text,
 )
-from ghosttrack.inputs import hub, user_texts
+from ghosttrack.inputs import answer_sets, counterfact, hub, user_texts
 from ghosttrack.inputs.cells import Row, columns_of, require_columns, text_of
 from ghosttrack.inputs.gold import answers_of
 from ghosttrack.inputs.rows import read_rows
@@ -91,8 +91,18 @@ def load_examples(settings: DatasetSettings, seed: int, limit: int | None = None
         frame = statements.build_statements(str(settings.table), seed, most)
         frame.attrs = {"source": f"facts: {settings.table}", "revision": None}
         return frame
+    relations: list[dict[str, Any]] = []
     if settings.source == "file":
         frame, revision = _from_file(settings), None
+    elif settings.source in answer_sets.READERS:
+        found = answer_sets.READERS[settings.source](settings)
+        texts = user_texts.texts_of_rows(found.rows, found.settings, _name(settings))
+        frame, revision = example_table(texts), found.revision
+    elif settings.source == "counterfact":
+        path = Path(str(settings.path))
+        listed, about = counterfact.examples(read_rows(path), str(path), seed)
+        frame, revision = example_table(listed), None
+        relations = [relation._asdict() for relation in about]
     else:
         items, revision = _items(settings)
         frame = example_table(_given_examples(settings.source, items))
@@ -105,6 +115,8 @@ def load_examples(settings: DatasetSettings, seed: int, limit: int | None = None
         )
     frame = _whole_groups(frame, most, seed)
     frame.attrs = {"source": _name(settings), "revision": revision, **dropped}
+    if relations:
+        frame.attrs["relations"] = relations
     log.info(
         "%d texts in %d groups, %d hallucinated; %s",
         len(frame),
@@ -321,7 +333,9 @@ def _items(settings: DatasetSettings) -> tuple[list[QuestionAnswers], str | None
 
 def _name(settings: DatasetSettings) -> str:
     """The file name or hub id of the source, without local directories."""
-    return Path(settings.path).name if settings.path else PUBLIC[settings.source].hub_id
+    if settings.path:
+        return Path(settings.path).name
+    return PUBLIC[settings.source].hub_id if settings.source in PUBLIC else answer_sets.RAGTRUTH
 
 
 def _truthfulqa(row: Row, number: int, name: str) -> QuestionAnswers:
@@ -370,6 +384,27 @@ def _nq_open(row: Row, number: int, name: str) -> QuestionAnswers:
     )
 
 
+def _popqa(row: Row, number: int, name: str) -> QuestionAnswers:
+    require_columns(row, [("", "question"), ("", "possible_answers")], name)
+    return QuestionAnswers(
+        str(row.get("prop") or "popqa"),
+        text_of(row, "question", number, name),
+        _required(answers_of(row, "possible_answers", number, name), number, name),
+        [],
+    )
+
+
+def _simpleqa(row: Row, number: int, name: str) -> QuestionAnswers:
+    require_columns(row, [("", "problem"), ("", "answer")], name)
+    return QuestionAnswers(
+        "simpleqa",
+        text_of(row, "problem", number, name),
+        # One answer, which may contain a semicolon.
+        [text_of(row, "answer", number, name, numbers=True)],
+        [],
+    )
+
+
 # A local file may have the format of the hub or that of the data set's authors. A new public data
 # set needs a reader above, an entry here, its name in settings/dataset.py (`source`), and a file
 # in config/datasets.
@@ -377,6 +412,8 @@ PUBLIC = {
     "truthfulqa": PublicDataset("truthfulqa/truthful_qa", "generation", "validation", _truthfulqa),
     "halueval": PublicDataset("pminervini/HaluEval", "qa", "data", _halueval),
     "triviaqa": PublicDataset("mandarjoshi/trivia_qa", "rc.nocontext", "validation", _triviaqa),
+    "popqa": PublicDataset("akariasai/PopQA", None, "test", _popqa),
+    "simpleqa": PublicDataset("basicv8vc/SimpleQA", None, "test", _simpleqa),
     "nq_open": PublicDataset("google-research-datasets/nq_open", "nq_open", "validation", _nq_open),
 }
 

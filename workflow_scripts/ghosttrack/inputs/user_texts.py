@@ -49,7 +49,11 @@ def read_texts(settings: DatasetSettings) -> list[Example]:
             does not contain.
     """
     name = str(settings.path)
-    rows = read_rows(Path(name))
+    return texts_of_rows(read_rows(Path(name)), settings, name)
+
+
+def texts_of_rows(rows: Sequence[Row], settings: DatasetSettings, name: str) -> list[Example]:
+    """Labelled texts of the rows of a table; `name` and errors as in `read_texts`."""
     require_columns(all_columns(rows), _columns(settings), name)
     starts = _starts_with_question(rows, settings, name)
     texts: list[Example] = []

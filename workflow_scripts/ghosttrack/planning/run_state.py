@@ -246,8 +246,8 @@ def _outputs(
         )
         if datasets[name].conflict:
             yield "extract_closed_book", name, [f"examples/{name}/closed_book.parquet"]
-        if datasets[name].spans_column:
-            if datasets[name].context_column:
+        if datasets[name].has_spans:
+            if datasets[name].has_contexts:
                 yield (
                     "extract_without_context",
                     name,
@@ -282,7 +282,7 @@ def _outputs(
         yield "read_score_table", table.name, [f"external/tables/{table.name}.parquet"]
     yield "measure_answers", "", ["saes/answers.csv"]
     yield "evaluate_detectors", "", ["evaluation/metrics.csv", "evaluation/ledger.csv"]
-    if any(datasets[name].spans_column for name in settings.datasets):
+    if any(datasets[name].has_spans for name in settings.datasets):
         yield (
             "evaluate_token_detectors",
             "",

@@ -31,11 +31,27 @@ class ConflictSettings(Section):
 class DatasetSettings(Section):
     """One file in config/datasets."""
 
-    source: Literal["facts", "truthfulqa", "halueval", "triviaqa", "nq_open", "file"] = Field(
+    source: Literal[
+        "facts",
+        "truthfulqa",
+        "halueval",
+        "triviaqa",
+        "nq_open",
+        "popqa",
+        "simpleqa",
+        "ragtruth",
+        "factscore",
+        "counterfact",
+        "file",
+    ] = Field(
         ...,
         description="`facts`: an embedded fact table; `truthfulqa`, `halueval`, `triviaqa`, "
-        "`nq_open`: this known data set, from the hub or from a file in the hub's format "
-        "(`path`); `file`: your own file (`path`).",
+        "`nq_open`, `popqa`, `simpleqa`, `ragtruth`: this known data set, from the hub or from a "
+        "file in the format of the hub or of the authors (`path`); `factscore`, `counterfact`: the "
+        "same, only from a file; `file`: your own file (`path`).",
+    )
+    task: Literal["qa", "summary", "data_to_text"] = Field(
+        "qa", description="`ragtruth`: the answers to this task."
     )
     mode: Literal["given", "generated"] = Field(
         "given",
@@ -137,13 +153,27 @@ class DatasetSettings(Section):
         "both remarks. null: no remarks. `{}`: all wordings.",
     )
 
+    @property
+    def has_contexts(self) -> bool:
+        """Whether texts follow a context."""
+        return self.source == "ragtruth" or self.context_column is not None
+
+    @property
+    def has_spans(self) -> bool:
+        """Whether answers have hallucinated spans."""
+        return self.source == "ragtruth" or self.spans_column is not None
+
     @model_validator(mode="after")
     def _check_required(self) -> Self:
         if self.source == "facts" and self.mode == "given" and not self.table:
             raise ValueError("table: missing; source: facts needs the name of a fact table")
-        if self.source == "file" and not self.path:
-            raise ValueError("path: missing; source: file needs the path of a file")
-        if self.source in ("triviaqa", "nq_open") and self.mode != "generated":
+        if self.source in ("file", "factscore", "counterfact") and not self.path:
+            raise ValueError(f"path: missing; source: {self.source} needs the path of a file")
+        if self.source in ("ragtruth", "factscore", "counterfact") and self.mode != "given":
+            raise ValueError(f"mode: {self.source} has labelled texts; set mode: given")
+        if self.source in ("ragtruth", "factscore") and self.conflict:
+            raise ValueError(f"conflict: {self.source} has no minimal pairs; remove conflict")
+        if self.source in ("triviaqa", "nq_open", "popqa", "simpleqa") and self.mode != "generated":
             raise ValueError(
                 f"mode: {self.source} has questions without answers to judge; set mode: generated"
             )
