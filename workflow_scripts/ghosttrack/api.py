@@ -4,24 +4,18 @@ It needs a finished run with model, SAEs and detection/detector.safetensors. tor
 are imported only when a detector is loaded.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ghosttrack.detection.scored_texts import (
-    ABSTAIN,
-    HALLUCINATED,
-    TRUE,
-    Reason,
-    ScoredText,
-    ScoredToken,
-    Text,
-)
+from ghosttrack.detection.scored_texts import Reason, ScoredText, ScoredToken, Text
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.answer_spans import form_in, last_span
 from ghosttrack.inputs.cells import as_text, shown, text_flaw
+from ghosttrack.runtime.run_paths import RunPaths
 from ghosttrack.settings import names
 
 if TYPE_CHECKING:
@@ -48,10 +42,12 @@ class Detector:
     def __init__(self, run: Path, gpus: int = 1) -> None:
         from ghosttrack.detection.reasons import Meanings
         from ghosttrack.detection.scoring import Scorer
+        from ghosttrack.detection.statement_scoring import StatementJudge
 
         self.run = run
         self._scorer = Scorer(run, gpus)
         self._meanings = Meanings(run)
+        self._judge = StatementJudge(RunPaths(run), self._scorer.detector, **self._scorer.reading())
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -120,8 +116,13 @@ class Detector:
         import pandas as pd
 
         from ghosttrack.detection.probes import probability
+        from ghosttrack.detection.statement_scoring import verdict_on_answer, verdict_on_statement
 
-        spans = [_answer_span(text) for text in window]
+        opinions = self._judge.judge([text.text for text in window]) or [None] * len(window)
+        spans = [
+            _answer_span(text, whole=opinion is not None)
+            for text, opinion in zip(window, opinions, strict=True)
+        ]
         frame = pd.DataFrame(
             {
                 "id": [text.id for text in window],
@@ -154,21 +155,31 @@ class Detector:
             ]
             named = self._named(results.contributions[row], reasons)
             output = results.log_odds[row] - probe[row].mean()
-            hallucinated = _round(probabilities[row])
-            verdict = HALLUCINATED if hallucinated >= 0.5 else TRUE
-            confident = max(hallucinated, 1 - hallucinated) >= confidence
+            unexplained = _unexplained(named, output, results, row)
+            log_odds, hallucinated = results.log_odds[row], _round(probabilities[row])
+            opinion = opinions[row]
+            if opinion is not None and _is_whole(text):
+                hallucinated = _round(opinion.probability)
+                log_odds = math.log(opinion.probability / (1 - opinion.probability))
+                output = log_odds - probe[row].mean()
+                # The features are those of the detector of answers, which did not decide.
+                named, unexplained = [], 1.0
+                verdict = verdict_on_statement(opinion, confidence)
+            else:
+                at_end = bool(text.answer) and not _WORD.search(text.text, end)
+                verdict = verdict_on_answer(hallucinated, confidence, opinion, at_end=at_end)
             yield ScoredText(
                 text.id,
                 text.text,
                 start,
                 end,
                 hallucinated,
-                _round(results.log_odds[row]),
+                _round(log_odds),
                 _round(output),
-                verdict if confident else ABSTAIN,
+                verdict,
                 tokens,
                 named,
-                _round(_unexplained(named, output, results, row)),
+                _round(unexplained),
             )
 
     def _encoded(
@@ -297,9 +308,20 @@ def _plain(value: Any, name: str, number: int) -> str:
     return text
 
 
-def _answer_span(given: Text) -> tuple[int, int]:
-    """Character range of the answer; without an answer, of the last word."""
+def _is_whole(given: Text) -> bool:
+    """Whether the whole text is judged: a statement without a marked answer."""
+    return not given.answer.strip() and not given.question
+
+
+def _answer_span(given: Text, *, whole: bool) -> tuple[int, int]:
+    """Character range of the answer.
+
+    Without an answer, of the whole statement; of the last word after a question, or where the run
+    has no detector of whole statements (`whole` is False).
+    """
     answer = given.answer.strip()
+    if whole and _is_whole(given):
+        return len(given.text) - len(given.text.lstrip()), len(given.text.rstrip())
     if not answer:
         words = list(_WORD.finditer(given.text))
         return words[-1].span() if words else (0, len(given.text.rstrip()))
