@@ -27,6 +27,8 @@ COLUMNS = (
     "output",
     "answer",
     "text",
+    "unexplained",
+    "calibration",
     "tokens",
     "reasons",
 )
@@ -45,7 +47,16 @@ def as_mapping(score: ScoredText) -> dict[str, Any]:
     return {
         **{
             key: getattr(score, key)
-            for key in ("id", "probability", "verdict", "log_odds", "output", "text")
+            for key in (
+                "id",
+                "probability",
+                "verdict",
+                "log_odds",
+                "output",
+                "text",
+                "unexplained",
+                "calibration",
+            )
         },
         "answer": score.text[score.start : score.end],
         "tokens": [
@@ -169,6 +180,12 @@ def main(arguments: list[str]) -> int:
         help="the part of the single given text to be scored; default: its last word",
     )
     parser.add_argument(
+        "--calibration",
+        type=path_of,
+        help="file that make calibrate has written for this run: probabilities and verdicts are "
+        "those of your own kind of text",
+    )
+    parser.add_argument(
         "--out", type=path_of, help="file to write: .jsonl, .csv or .html; default: jsonl to stdout"
     )
     parser.add_argument(
@@ -218,7 +235,7 @@ def main(arguments: list[str]) -> int:
             if chosen.texts
             else Given(iter(in_arguments), len(in_arguments))
         )
-        detector = api.Detector.load(chosen.run, gpus=chosen.gpus)
+        detector = api.Detector.load(chosen.run, gpus=chosen.gpus, calibration=chosen.calibration)
         scores = detector.stream(given.texts, confidence=chosen.confidence, reasons=chosen.reasons)
         write(
             with_progress(scores, given.count),

@@ -344,6 +344,9 @@ def main(arguments: list[str]) -> int:
         "--context", type=path_of, help="text file that the model reads before each statement"
     )
     parser.add_argument(
+        "--calibration", type=path_of, help="file that make calibrate has written for this run"
+    )
+    parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads of this process; default %(default)s"
     )
     parser.add_argument(
@@ -358,7 +361,7 @@ def main(arguments: list[str]) -> int:
         limit_threads(chosen.threads)
         context = read_context(chosen.context)
         sys.stderr.write(f"loading {chosen.run}\n")
-        detector = api.Detector.load(chosen.run, gpus=chosen.gpus)
+        detector = api.Detector.load(chosen.run, gpus=chosen.gpus, calibration=chosen.calibration)
         # The first statement reads tables that later ones share.
         detector.score(["Rome is in Italy."])
         with Server(detector, Path(chosen.run).resolve().name, chosen.port, context) as server:
