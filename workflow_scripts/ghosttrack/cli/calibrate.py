@@ -221,7 +221,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--encoding",
-        default=UTF8,
+        default="utf-8",
         help="encoding of the files --texts and --context, such as windows-1252; default "
         "%(default)s",
     )

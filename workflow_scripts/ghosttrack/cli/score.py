@@ -15,7 +15,7 @@ from ghosttrack.cli.given_texts import Given, given_texts, read_context
 from ghosttrack.cli.waiting import growing_file, limit_threads, log_to_stderr, with_progress
 from ghosttrack.detection.scored_texts import ScoredText, Text
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.lines import UTF8, require_encoding
+from ghosttrack.inputs.lines import require_encoding
 from ghosttrack.settings import names
 
 # Columns of the csv file; all tokens are one cell, and so are all reasons.
@@ -170,7 +170,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--encoding",
-        default=UTF8,
+        default="utf-8",
         help="encoding of the files --texts and --context, such as windows-1252; default "
         "%(default)s",
     )
