@@ -48,7 +48,8 @@ _CANDIDATES = 6
 class Detector:
     """A saved detector with its model and SAEs."""
 
-    def __init__(self, run: Path, gpus: int = 1) -> None:
+    def __init__(self, run: Path, gpus: int = 1, calibration: Path | None = None) -> None:
+        from ghosttrack.detection.calibration import load
         from ghosttrack.detection.reasons import Meanings
         from ghosttrack.detection.scoring import Scorer
         from ghosttrack.detection.statement_scoring import StatementJudge
@@ -57,6 +58,7 @@ class Detector:
         self._scorer = Scorer(run, gpus)
         self._meanings = Meanings(run)
         self._judge = StatementJudge(RunPaths(run), self._scorer.detector, **self._scorer.reading())
+        self.calibration = load(calibration, self.about) if calibration else None
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -64,7 +66,7 @@ class Detector:
         return self._scorer.about
 
     @classmethod
-    def load(cls, run: str | Path, *, gpus: int = 1) -> Self:
+    def load(cls, run: str | Path, *, gpus: int = 1, calibration: str | Path | None = None) -> Self:
         """Load the detector of a finished run, such as results/smollm2-135m.
 
         The model runs in the run's precision, on a GPU if there is one.
@@ -72,11 +74,17 @@ class Detector:
         Args:
             run: folder of the run.
             gpus: over which the model is spread, if it does not fit into one.
+            calibration: file of `make calibrate`, which then gives probabilities and verdicts.
         Raises:
-            UserError: the run has no detector, or it was trained with another model or other SAEs.
+            UserError: the run has no detector, it was trained with another model or other SAEs, or
+                the calibration is of another detector.
         """
         try:
-            return cls(Path(names.home_expanded(str(run))), gpus)
+            return cls(
+                Path(names.home_expanded(str(run))),
+                gpus,
+                Path(names.home_expanded(str(calibration))) if calibration else None,
+            )
         except names.InvalidNameError as error:
             raise UserError(f"run: {error}") from None
 
@@ -115,7 +123,8 @@ class Detector:
         )
         size = FIRST_WINDOW
         while window := list(islice(numbered, size)):
-            yield from self._window(window, confidence, reasons)
+            for score in self._window(window, confidence, reasons):
+                yield self.calibration.apply(score, confidence) if self.calibration else score
             size = min(2 * size, WINDOW)
 
     def _window(
