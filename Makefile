@@ -11,7 +11,7 @@ export PYTHONPATH := workflow_scripts
 # Some images set it; every job would then compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run dry-run status orphans score serve compare judge check-gpu test check docs site architectures env clean
+.PHONY: run dry-run status orphans score calibrate serve compare judge check-gpu test check docs site architectures env clean
 
 run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
 	$(BIN)/python -m ghosttrack.cli.launch --resources gpu=$(GPUS) mem_mb=$(MEM) --profile profiles/local $(ARGS)
@@ -25,6 +25,9 @@ status: $(READY) ## expected cost and progress of a run; also works while the ru
 
 score: $(READY) ## the detector of a finished run on your own texts: make score ARGS="results/smollm2-135m --texts mine.csv --out mine.html"
 	@$(BIN)/python -m ghosttrack.cli.score $(ARGS)
+
+calibrate: $(READY) ## recalibrate the detector of a finished run on your own labelled texts: make calibrate ARGS="results/smollm2-135m --texts labelled.csv"
+	@$(BIN)/python -m ghosttrack.cli.calibrate $(ARGS)
 
 serve: $(READY) ## a page on this machine that scores what you type: make serve ARGS="results/smollm2-135m"
 	@$(BIN)/python -m ghosttrack.cli.serve $(ARGS)

@@ -4,13 +4,17 @@ PYTHONPATH=workflow_scripts:tests/unit python docs/pictures.py results/smollm2-1
 """
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
+from threading import Thread
 
 from browser import Browser, browser
 from PIL import Image
 
+from ghosttrack.api import Detector
 from ghosttrack.cli import score
+from ghosttrack.cli.serve import Server
 
 HERE = Path(__file__).parent
 # Statements of a kind that the detector knows, and one that no statement is.
@@ -18,6 +22,7 @@ OWN = (
     "text,answer\nThe capital of France is Paris.,Paris\nThe capital of France is Berlin.,Berlin\nMadrid is a city in Spain.,Spain\n"
     "Madrid is a city in Norway.,Norway\nThe Nile flows through Egypt.,Egypt\nThe Nile flows through Finland.,Finland\n"
 )
+TYPED = "The capital of France is Berlin.\nMadrid is a city in Spain."
 CLICK = "document.querySelector(%r).dispatchEvent(new MouseEvent('click', {bubbles: true}))"
 
 
@@ -77,6 +82,24 @@ def score_own(chromium: Browser, run: Path) -> None:
         take(chromium, "scored.png")
 
 
+def serve(run: Path) -> None:
+    """The page of `make serve` after two statements, with the reasons of the first."""
+    detector = Detector.load(run)
+    with Server(detector, run.name, 0) as server, browser(offline=False) as chromium:
+        Thread(target=server.serve_forever, daemon=True).start()
+        chromium.open(server.url, 900, 1100)
+        chromium.wait("document.querySelector('form')")
+        chromium.run(
+            f"document.getElementById('texts').value = {json.dumps(TYPED)}; document.querySelector('form button').click()"
+        )
+        chromium.wait("document.querySelectorAll('.cards h2').length === 2", 120)
+        chromium.run(
+            "document.querySelector('.reasons').open = true; document.activeElement.blur()"
+        )
+        take(chromium, "served.png")
+        server.shutdown()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished run")
@@ -88,3 +111,4 @@ if __name__ == "__main__":
         explore(started, (chosen.run / "explorer.html").resolve(), chosen.text)
         by_token(started, (chosen.run / "explorer.html").resolve(), chosen.answer)
         score_own(started, chosen.run)
+    serve(chosen.run)

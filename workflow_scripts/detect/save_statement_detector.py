@@ -29,11 +29,9 @@ def main(
     """Write the detector, the table of left-out kinds, and the risk-coverage curve."""
     frame = tables.read_parquet(statements)
     read, read_about = statement_reading.load(pooled, manifest, statements)
-    texts, layers, pools, width = read.states.shape
-    states = read.states.transpose(0, 2, 1, 3).reshape(texts, pools, layers * width)
     kind, names = pd.factorize(frame["kind"])
     given = Statements(
-        np.ascontiguousarray(states),
+        statement_reading.flat(read.states),
         read.outputs,
         frame["label"].to_numpy(dtype=np.int64),
         (frame["polarity"] == NEGATED).to_numpy(),
@@ -59,7 +57,7 @@ def main(
             "site": read_about["site"],
             "model_precision": read_about["model_precision"],
             "kinds": list(names),
-            "texts": texts,
+            "texts": len(frame),
             "left_out": table[table["kind"] == left_out_kinds.ALL]
             .replace({np.nan: None})
             .to_dict("records"),

@@ -4,15 +4,13 @@ It needs a finished run with model, SAEs and detection/detector.safetensors. tor
 are imported only when a detector is loaded.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ghosttrack.detection.scored_texts import (
-    ABSTAIN,
-    HALLUCINATED,
-    TRUE,
     Reason,
     ScoredSentence,
     ScoredText,
@@ -23,7 +21,8 @@ from ghosttrack.detection.scored_texts import (
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.answer_spans import form_in, last_span
 from ghosttrack.inputs.cells import as_text, shown, text_flaw
-from ghosttrack.inputs.segmentation import Sentence, Window, sentences, windows
+from ghosttrack.inputs.segmentation import Sentence, Window, sentences, windows, words
+from ghosttrack.runtime.run_paths import RunPaths
 from ghosttrack.settings import names
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from ghosttrack.activations.example_tokens import Encoded
     from ghosttrack.detection.scoring import FeatureContribution, ScoredBatch
+    from ghosttrack.detection.statement_scoring import Opinion
 
 # Numbers of texts that are sorted by length and batched together: few at first, so that results
 # appear soon. They affect rounding only.
@@ -48,13 +48,17 @@ _CANDIDATES = 6
 class Detector:
     """A saved detector with its model and SAEs."""
 
-    def __init__(self, run: Path, gpus: int = 1) -> None:
+    def __init__(self, run: Path, gpus: int = 1, calibration: Path | None = None) -> None:
+        from ghosttrack.detection.calibration import load
         from ghosttrack.detection.reasons import Meanings
         from ghosttrack.detection.scoring import Scorer
+        from ghosttrack.detection.statement_scoring import StatementJudge
 
         self.run = run
         self._scorer = Scorer(run, gpus)
         self._meanings = Meanings(run)
+        self._judge = StatementJudge(RunPaths(run), self._scorer.detector, **self._scorer.reading())
+        self.calibration = load(calibration, self.about) if calibration else None
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -62,7 +66,7 @@ class Detector:
         return self._scorer.about
 
     @classmethod
-    def load(cls, run: str | Path, *, gpus: int = 1) -> Self:
+    def load(cls, run: str | Path, *, gpus: int = 1, calibration: str | Path | None = None) -> Self:
         """Load the detector of a finished run, such as results/smollm2-135m.
 
         The model runs in the run's precision, on a GPU if there is one.
@@ -70,11 +74,17 @@ class Detector:
         Args:
             run: folder of the run.
             gpus: over which the model is spread, if it does not fit into one.
+            calibration: file of `make calibrate`, which then gives probabilities and verdicts.
         Raises:
-            UserError: the run has no detector, or it was trained with another model or other SAEs.
+            UserError: the run has no detector, it was trained with another model or other SAEs, or
+                the calibration is of another detector.
         """
         try:
-            return cls(Path(names.home_expanded(str(run))), gpus)
+            return cls(
+                Path(names.home_expanded(str(run))),
+                gpus,
+                Path(names.home_expanded(str(calibration))) if calibration else None,
+            )
         except names.InvalidNameError as error:
             raise UserError(f"run: {error}") from None
 
@@ -113,7 +123,8 @@ class Detector:
         )
         size = FIRST_WINDOW
         while window := list(islice(numbered, size)):
-            yield from self._window(window, confidence, reasons)
+            for score in self._window(window, confidence, reasons):
+                yield self.calibration.apply(score, confidence) if self.calibration else score
             size = min(2 * size, WINDOW)
 
     def _window(
@@ -123,8 +134,10 @@ class Detector:
         import pandas as pd
 
         from ghosttrack.detection.probes import probability
+        from ghosttrack.detection.statement_scoring import verdict_on_answer, verdict_on_statement
 
         rows = [(text, span) for text in window for span in self._spans(text)]
+        opinions = self._opinions(rows)
         frame = pd.DataFrame(
             {
                 "id": [text.id for text, _ in rows],
@@ -163,9 +176,19 @@ class Detector:
             ]
             named = self._named(results.contributions[row], reasons)
             output = results.log_odds[row] - probe[row].mean()
-            hallucinated = _round(probabilities[row])
-            verdict = HALLUCINATED if hallucinated >= 0.5 else TRUE
-            confident = max(hallucinated, 1 - hallucinated) >= confidence
+            unexplained = _unexplained(named, output, results, row)
+            log_odds, hallucinated = results.log_odds[row], _round(probabilities[row])
+            opinion = opinions[row]
+            if opinion is not None and self._is_whole(text):
+                hallucinated = _round(opinion.probability)
+                log_odds = math.log(opinion.probability / (1 - opinion.probability))
+                output = log_odds - probe[row].mean()
+                # The features are those of the detector of answers, which did not decide.
+                named, unexplained = [], 1.0
+                verdict = verdict_on_statement(opinion, confidence)
+            else:
+                at_end = bool(text.answer) and not words(_sentence_around(text, span)[1])
+                verdict = verdict_on_answer(hallucinated, confidence, opinion, at_end=at_end)
             scored[text.id].append(
                 ScoredSentence(
                     span.first,
@@ -173,11 +196,11 @@ class Detector:
                     span.start,
                     span.stop,
                     hallucinated,
-                    _round(results.log_odds[row]),
+                    _round(log_odds),
                     _round(output),
-                    verdict if confident else ABSTAIN,
+                    verdict,
                     named,
-                    _round(_unexplained(named, output, results, row)),
+                    _round(unexplained),
                 )
             )
         for text in window:
@@ -198,6 +221,13 @@ class Detector:
                 sentences=tuple(found),
             )
 
+    def _is_whole(self, text: Text) -> bool:
+        """Whether whole sentences of a text are judged: no answer is marked, and no question asked.
+
+        A run without a detector of statements judges the last word of every sentence.
+        """
+        return not (text.answer.strip() or text.question or self._judge.reason)
+
     def _spans(self, text: Text) -> list[Window]:
         """What is judged of a text, and what is read for it: its answer, or every sentence.
 
@@ -208,30 +238,55 @@ class Detector:
         whole, limit = text.text, self._scorer.limit
         answer = _answer_span(text) if text.answer.strip() else None
         judged = [Sentence(*answer, answer[1])] if answer else sentences(whole)
-        unread = [
+        found = [
             Window(0, len(whole) if each is judged[-1] else each.stop, each.start, each.end)
             for each in judged
         ]
-        # No text has more tokens than bytes; the separator is one token.
+        # No text has more tokens than bytes; the separator is one token. Half of the model's limit
+        # may go to the statements that a whole statement is read behind.
         size = len(whole.encode()) + len(text.context.encode()) + 1
-        if text.question or size <= min(limit, limit if answer else READ_TOKENS):
-            return unread
-        tokens, before = offsets_of([whole, text.context], self._scorer.tokenizer)
-        free = limit - 1 - len(before)
-        if free < 2 or (answer and len(tokens) <= free):
-            return unread
-        # A part of a text can have one token more than its share of the tokens of the whole text.
-        room = free - 1
-        if answer is None:
-            return windows(whole, judged, tokens, min(room, READ_TOKENS))
-        start = answer[0]
-        earlier = [
-            Sentence(each.start, min(each.end, start), min(each.stop, start))
-            for each in sentences(whole)
-            if each.start < start
+        longest = limit if answer else min(READ_TOKENS, limit // 2 - 2)
+        if not text.question and size > longest:
+            tokens, before = offsets_of([whole, text.context], self._scorer.tokenizer)
+            free = limit - 1 - len(before)
+            # A part of a text can have one token more than its share of the tokens of the text.
+            if answer is None and free > 1:
+                found = windows(whole, judged, tokens, max(1, min(longest, free - 1)))
+            elif free > 1 and len(tokens) > free:
+                start = judged[0].start
+                earlier = [
+                    Sentence(each.start, min(each.end, start), min(each.stop, start))
+                    for each in sentences(whole)
+                    if each.start < start
+                ]
+                parts = windows(whole, [*earlier, *judged], tokens, free - 1)
+                found = [each for each in parts if each.first >= start]
+        if answer or self._is_whole(text):
+            return found
+        return [
+            each._replace(first=each.first + last[0], last=each.first + last[1])
+            for each in found
+            for last in (words(whole[each.first : each.last]) or [(0, each.last - each.first)])[-1:]
         ]
-        found = windows(whole, [*earlier, *judged], tokens, room)
-        return [each for each in found if each.first >= start]
+
+    def _opinions(self, rows: Sequence[tuple[Text, Window]]) -> list["Opinion | None"]:
+        """The statement detector's opinion on each row: its sentence, or that around its answer.
+
+        None without this detector, and on a sentence with an answer that is too long for it.
+        """
+        longest = self._scorer.limit // 2 - 2
+        texts = {}
+        for row, (text, span) in enumerate(rows):
+            if self._is_whole(text):
+                texts[row] = text.text[span.first : span.stop]
+            elif not self._judge.reason:
+                sentence, _ = _sentence_around(text, span)
+                tokens = self._scorer.tokenizer(sentence, verbose=False)["input_ids"]
+                if len(tokens) <= longest:
+                    texts[row] = sentence
+        opinions = self._judge.judge(list(texts.values())) if texts else None
+        known = dict(zip(texts, opinions or [], strict=False))
+        return [known.get(row) for row in range(len(rows))]
 
     def _encoded(
         self, frame: "pd.DataFrame"
@@ -376,6 +431,14 @@ def _plain(value: Any, name: str, number: int) -> str:
     if text is None:
         raise UserError(f"text {number}: {name}: expected text or a number, found {shown(value)}")
     return text
+
+
+def _sentence_around(given: Text, span: Window) -> tuple[str, str]:
+    """The sentence in which a span begins, and what follows the span in it."""
+    for each in reversed(sentences(given.text)):
+        if each.start <= span.first:
+            return given.text[each.start : each.stop], given.text[span.last : each.stop]
+    return given.text, given.text[span.last :]
 
 
 def _answer_span(given: Text) -> tuple[int, int]:

@@ -260,81 +260,20 @@ def test_a_contribution_is_the_effect_of_ablating_the_feature_in_the_last_layer(
 
 def test_below_the_requested_confidence_the_detector_abstains(detector: Detector) -> None:
     for each in detector.score(TEXTS, confidence=0.9):
-        sure = max(each.probability, 1 - each.probability) >= 0.9
-        assert (each.verdict == "abstain") != sure
-    assert all(each.verdict != "abstain" for each in detector.score(TEXTS, confidence=0.5))
+        assert each.verdict == "abstain: unlike anything it was tested on"
+    assert all("abstain" not in each.verdict for each in detector.score(TEXTS, confidence=0.5))
     with pytest.raises(UserError, match=r"confidence: 1.5 must be from 0.5"):
         detector.score(TEXTS, confidence=1.5)
 
 
-def test_without_an_answer_the_whole_statement_is_scored(detector: Detector) -> None:
-    text = "Q facts 3 is Paris."
-    found, marked = detector.score([text, Text(text, text[:-1])])
-    assert found.text[found.start : found.end] == text[:-1]
-    assert found.log_odds == pytest.approx(marked.log_odds, abs=2e-4)
-    assert [token[:2] for token in found.tokens] == [token[:2] for token in marked.tokens]
-    assert len(found.sentences) == 1
+def test_a_run_without_a_detector_of_statements_scores_the_last_word_of_every_sentence(
+    detector: Detector,
+) -> None:
+    found, marked = detector.score(["Q facts 3 is Paris. Q 9 is Ada.", TEXTS[0]])
+    assert [found.text[each.start : each.end] for each in found.sentences] == ["Paris", "Ada"]
+    assert found.sentences[0].output != 0
+    assert found.sentences[0].log_odds == pytest.approx(marked.log_odds, abs=0.1)
     assert detector.score(["\U0001f600 ..."])[0].start == 0
-
-
-def test_every_sentence_is_scored_behind_those_before_it(detector: Detector) -> None:
-    """The probes give each token what they give it in the same text with a marked answer."""
-    parts = ["Q facts 3 is Paris.", "Q facts 5 is Ada 79.", "Q facts 7 is gold."]
-    text = " ".join(parts)
-    (found,) = detector.score([text], confidence=0.5)
-    assert [text[each.start : each.end] for each in found.sentences] == [
-        part[:-1] for part in parts
-    ]
-    marked = detector.score([Text(text, part[:-1]) for part in parts])
-    np.testing.assert_allclose(
-        [token.probe for token in found.tokens],
-        [token.probe for each in marked for token in each.tokens],
-        atol=2e-3,
-    )
-    for number, sentence in enumerate(found.sentences):
-        read = text[sentence.window_start : sentence.window_end]
-        assert read == " ".join(parts[: number + 1])
-        assert sentence.log_odds - sentence.output == pytest.approx(
-            marked[number].log_odds - marked[number].output, abs=2e-3
-        )
-    worst = max(found.sentences, key=lambda each: each.probability)
-    assert found[4:8] == worst[4:8]
-    assert found.reasons == worst.reasons
-    assert (found.start, found.end) == (0, len(text) - 1)
-    assert [token.start for token in found.tokens] == sorted({t.start for t in found.tokens})
-
-
-def test_the_score_of_a_sentence_does_not_depend_on_other_texts(detector: Detector) -> None:
-    text = "Q facts 3 is Paris. Q facts 5 is Ada 79."
-    context = "Q facts 8 is Paris. Q facts 9 is gold."
-    for given in (Text(text), Text(text, context=context)):
-        (alone,) = detector.score([given])
-        among = detector.score(["Q facts 3 is Paris. Q no", given, "Q facts 3"])[1]
-        assert [each.log_odds for each in among.sentences] == pytest.approx(
-            [each.log_odds for each in alone.sentences], abs=3e-4
-        )
-
-
-def test_a_text_longer_than_the_model_reads_is_scored_in_windows(detector: Detector) -> None:
-    limit = detector._scorer.limit
-    long = " ".join(f"Q facts {number} is Paris." for number in range(limit))
-    (found,) = detector.score([long])
-    assert len(found.sentences) == limit
-    assert [long[each.start : each.end] for each in found.sentences] == [
-        f"Q facts {number} is Paris" for number in range(limit)
-    ]
-    starts = [each.window_start for each in found.sentences]
-    assert starts[0] == 0
-    assert starts[-1] > 0
-    assert starts == sorted(starts)
-    for each in found.sentences:
-        assert each.window_start <= each.start < each.end <= each.window_end
-    (answered,) = detector.score([Text(f"{long} Q facts 3 is Ada 79.", "Ada 79")])
-    assert answered.text[answered.start : answered.end] == "Ada 79"
-    assert 0 < answered.sentences[0].window_start < answered.start
-    (parts,) = detector.score(["word " * (2 * limit)])
-    assert len(parts.sentences) > 1
-    assert all(parts.text[each.start : each.end].split() for each in parts.sentences)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,9 @@ def read_statements(
     frame = frame.assign(
         answer_start=0, answer_end=frame["text"].str.len(), relation="", mode="given"
     )
-    encoded = example_tokens.encode(frame, tokenizer, limit, dataset, [CONTEXT] * len(frame), "all")
+    encoded = example_tokens.encode(
+        frame, tokenizer, limit, dataset, [fitting_context(tokenizer, limit)] * len(frame), "all"
+    )
     starts = reading.row_starts(encoded)
     scores = reading.TextScores.empty(encoded)
     width = model.config.get_text_config().hidden_size
@@ -139,10 +141,24 @@ def read_statements(
     return PooledTexts(states, outputs)
 
 
+def fitting_context(tokenizer: Any, limit: int) -> str:
+    """The first lines of CONTEXT that take at most half of the model's `limit` in tokens."""
+    lines = CONTEXT.splitlines(keepends=True)
+    while lines and len(tokenizer("".join(lines), verbose=False)["input_ids"]) > limit // 2:
+        lines.pop()
+    return "".join(lines)
+
+
 def chosen_layers(layers: Sequence[int]) -> list[int]:
     """The layers of a run, ascending, that are read: LAYERS of them, evenly spaced."""
     step = max(-(-len(layers) // LAYERS), 1)
     return list(layers[::step])
+
+
+def flat(states: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(texts, layers, POOLS, d_model) as (texts, POOLS, columns): all layers of a pool in one row."""
+    texts, layers, pools, width = states.shape
+    return np.ascontiguousarray(states.transpose(0, 2, 1, 3).reshape(texts, pools, layers * width))
 
 
 def pool(x: torch.Tensor) -> NDArray[np.float32]:

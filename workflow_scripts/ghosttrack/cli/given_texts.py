@@ -45,7 +45,7 @@ def read_context(path: Path | str | None, encoding: str = lines.UTF8) -> str:
     path = Path(path).expanduser()
     if reason := file_kinds.not_a_file(path):
         raise UserError(f"context: {reason}; expected a text file")
-    with _encoding_named():
+    with encoding_named():
         read = lines.read_lines(path, "context", encoding=encoding)
         context = "".join(islice(chain.from_iterable(read), LONGEST_TEXT + 1))
     if len(context) > LONGEST_TEXT:
@@ -89,7 +89,7 @@ def read_texts(path: Path, context: str = "", encoding: str = lines.UTF8) -> Ite
             answer, or two rows have the same id; names the row and the column.
     """
     path = path.expanduser()
-    with _encoding_named():
+    with encoding_named():
         if path.suffix.lower() == ".txt":
             yield from _lines(path, context, encoding)
         else:
@@ -106,7 +106,7 @@ def rows_as_texts(rows: Sequence[Row], path: Path, context: str = "") -> list[Te
 
 
 @contextmanager
-def _encoding_named() -> Iterator[None]:
+def encoding_named() -> Iterator[None]:
     """Add the option --encoding to the error for a file in another encoding."""
     try:
         yield

@@ -41,6 +41,8 @@ WIDTH = 98
 # Commands with arguments: the make target and the module of its parser.
 COMMANDS = {
     "score": "cli/score.py",
+    "calibrate": "cli/calibrate.py",
+    "serve": "cli/serve.py",
     "compare": "cli/compare.py",
     "judge": "cli/judge.py",
     "status": "cli/status.py",

@@ -15,7 +15,7 @@ from ghosttrack.cli.given_texts import Given, given_texts, read_context
 from ghosttrack.cli.waiting import growing_file, limit_threads, log_to_stderr, with_progress
 from ghosttrack.detection.scored_texts import ScoredText, Text
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.lines import UTF8, require_encoding
+from ghosttrack.inputs.lines import require_encoding
 from ghosttrack.settings import names
 
 # Columns of the csv file; all tokens are one cell, and so are all reasons and
@@ -28,6 +28,8 @@ COLUMNS = (
     "output",
     "answer",
     "text",
+    "unexplained",
+    "calibration",
     "tokens",
     "reasons",
     "sentences",
@@ -47,7 +49,16 @@ def as_mapping(score: ScoredText) -> dict[str, Any]:
     return {
         **{
             key: getattr(score, key)
-            for key in ("id", "probability", "verdict", "log_odds", "output", "text")
+            for key in (
+                "id",
+                "probability",
+                "verdict",
+                "log_odds",
+                "output",
+                "text",
+                "unexplained",
+                "calibration",
+            )
         },
         "answer": score.text[score.start : score.end],
         "tokens": [
@@ -173,7 +184,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--encoding",
-        default=UTF8,
+        default="utf-8",
         help="encoding of the files --texts and --context, such as windows-1252; default "
         "%(default)s",
     )
@@ -181,6 +192,12 @@ def main(arguments: list[str]) -> int:
         "--answer",
         default="",
         help="the part of the single given text to be scored; default: every sentence",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=path_of,
+        help="file that make calibrate has written for this run: probabilities and verdicts are "
+        "those of your own kind of text",
     )
     parser.add_argument(
         "--out", type=path_of, help="file to write: .jsonl, .csv or .html; default: jsonl to stdout"
@@ -232,7 +249,7 @@ def main(arguments: list[str]) -> int:
             if chosen.texts
             else Given(iter(in_arguments), len(in_arguments))
         )
-        detector = api.Detector.load(chosen.run, gpus=chosen.gpus)
+        detector = api.Detector.load(chosen.run, gpus=chosen.gpus, calibration=chosen.calibration)
         scores = detector.stream(given.texts, confidence=chosen.confidence, reasons=chosen.reasons)
         write(
             with_progress(scores, given.count),

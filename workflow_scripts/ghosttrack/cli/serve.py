@@ -24,7 +24,7 @@ from ghosttrack.report import served
 
 log = logging.getLogger("ghosttrack")
 
-ADDRESS, PORT = "127.0.0.1", 8765
+ADDRESS = "127.0.0.1"
 # Largest request in bytes, and most statements in it: seconds of work.
 LARGEST, MOST = 64_000, 50
 # Bytes of a refused request that are read, so that its sender sees the answer.
@@ -79,7 +79,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, detector: Scores, run: str, port: int = PORT, context: str = "") -> None:
+    def __init__(self, detector: Scores, run: str, port: int, context: str = "") -> None:
         try:
             super().__init__((ADDRESS, port), Handler)
         except (OSError, OverflowError) as error:
@@ -338,10 +338,13 @@ def main(arguments: list[str]) -> int:
         "run", type=path_of, help="folder of a finished run, such as results/smollm2-135m"
     )
     parser.add_argument(
-        "--port", type=int, default=PORT, help="port of the page, 0 for any; default %(default)s"
+        "--port", type=int, default=8765, help="port of the page, 0 for any; default %(default)s"
     )
     parser.add_argument(
         "--context", type=path_of, help="text file that the model reads before each statement"
+    )
+    parser.add_argument(
+        "--calibration", type=path_of, help="file that make calibrate has written for this run"
     )
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads of this process; default %(default)s"
@@ -358,7 +361,7 @@ def main(arguments: list[str]) -> int:
         limit_threads(chosen.threads)
         context = read_context(chosen.context)
         sys.stderr.write(f"loading {chosen.run}\n")
-        detector = api.Detector.load(chosen.run, gpus=chosen.gpus)
+        detector = api.Detector.load(chosen.run, gpus=chosen.gpus, calibration=chosen.calibration)
         # The first statement reads tables that later ones share.
         detector.score(["Rome is in Italy."])
         with Server(detector, Path(chosen.run).resolve().name, chosen.port, context) as server:

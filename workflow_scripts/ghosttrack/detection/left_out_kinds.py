@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from ghosttrack import statistics
 from ghosttrack.detection import abstention, statement_model
 from ghosttrack.detection.abstention import Abstention
-from ghosttrack.detection.probes import Floats
+from ghosttrack.detection.probes import Floats, Ints, probability
 from ghosttrack.detection.statement_model import Bools, Fit, Reduction, Scores, Statements
 
 # Stated confidences of the table, and the name of its last row.
 CONFIDENCES = (0.75, 0.9)
 ALL = "all"
 # Columns of `evaluate`.
-JUDGED = ("row", "kind", "label", "log_odds", "reliability", "unlike", "selected")
+JUDGED = ("row", "kind", "label", "log_odds", "probability", "reliability", "unlike", "selected")
 # A kind needs so many statements of each label to be left out, and so many kinds must remain.
 LEAST_TEXTS, LEAST_KINDS = 4, 4
 # Level of the Wilson interval of an error.
@@ -44,6 +44,7 @@ class StatementDetector(NamedTuple):
             self.abstention.reliability(scores),
             self.abstention.unlike(scores),
             self.abstention.select(combined.features),
+            scores.nearest,
         )
 
 
@@ -51,13 +52,24 @@ class Judged(NamedTuple):
     """Results of texts, each (texts,).
 
     log_odds: of "hallucinated"; reliability: largest stated confidence at which the text is decided,
-    0: never; unlike: whether it is unlike every tested kind; selected: selection score.
+    0: never; unlike: whether it is unlike every tested kind; selected: log-odds that the verdict is
+    right, by the selection model; nearest: number of the most similar training kind.
     """
 
     log_odds: Floats
     reliability: Floats
     unlike: Bools
     selected: Floats
+    nearest: Ints
+
+    @property
+    def probability(self) -> Floats:
+        """Calibrated probability of "hallucinated", (texts,), on kinds that were left out.
+
+        It is never less sure than the reliability, and never on the other side of the log-odds.
+        """
+        right = np.maximum(np.maximum(probability(self.selected), self.reliability), 0.5)
+        return np.where(self.log_odds > 0, right, 1 - right)
 
 
 def infeasible_reason(given: Statements) -> str:
@@ -126,6 +138,7 @@ def evaluate(given: Statements, names: Sequence[str]) -> pd.DataFrame:
                     "row": np.flatnonzero(held),
                     "kind": name,
                     "label": given.label[held],
+                    "probability": judged.probability,
                     **judged._asdict(),
                 }
             )

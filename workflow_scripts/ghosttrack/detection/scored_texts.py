@@ -5,16 +5,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 TRUE, HALLUCINATED, ABSTAIN = "true", "hallucinated", "abstain"
+# Both begin with ABSTAIN.
+UNSURE = f"{ABSTAIN}: unsure"
+UNLIKE = f"{ABSTAIN}: unlike anything it was tested on"
 
 
 class Text(NamedTuple):
     """A text and its answer, the part that is scored.
 
-    answer: part of the text, at its last occurrence; "": every sentence is scored, without its full
-    stop.
+    answer: part of the text, at its last occurrence; "": every sentence is judged as a whole
+    statement, without its full stop. The detector of answers was tested on affirmed statements that
+    end with a short answer, and abstains on others.
 
     context: text that the model reads first and that is not scored. A few true statements of the
-    same kind, one per line, work best: they are few-shot demonstrations.
+    same kind, one per line, work best: they are few-shot demonstrations. The detector of whole
+    statements does not read it.
 
     question: the user's message in a chat template; the text is the assistant's answer. It needs a
     detector fitted on answers in a chat template (generation.prompt: chat). A context comes before
@@ -60,6 +65,10 @@ class ScoredSentence(NamedTuple):
     probability: calibrated probability that the span is hallucinated; log_odds: its log-odds;
     output: contribution of the output features (log-probabilities, entropies) to the log-odds. The
     rest is the mean probe score of its tokens.
+
+    verdict: TRUE, HALLUCINATED, UNSURE or UNLIKE. Of a whole statement, probability, log_odds and
+    verdict come from the detector of statements; the tokens' probe scores come from the detector of
+    answers, output is the rest of the log-odds, and no reasons are given.
 
     unexplained: share of the score that no named feature explains, 0 to 1: absolute contributions
     of the output, of the features without a name and of what the SAEs leave out, divided by all.

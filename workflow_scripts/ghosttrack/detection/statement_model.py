@@ -18,10 +18,10 @@ from ghosttrack.detection.pooled import SufficientStatistics
 from ghosttrack.detection.probes import Floats, Ints
 
 Bools = NDArray[np.bool_]
-# Principal components per pool. More did not raise the AUROC on left-out kinds.
-COMPONENTS = 96
-# Ridge strength in units of the mean squared norm of a row.
-STRENGTH = 1.0
+# Principal components per pool, and the ridge strength in units of the mean squared norm of a row. The
+# mean AUROC on left-out kinds was .626 with 96 and 1, .635 with 192 and 3 (1,700 statements).
+COMPONENTS = 192
+STRENGTH = 3.0
 # Strength of the shrinkage of the within-kind covariance toward its diagonal, in the distance.
 _SHRINKAGE = 0.1
 # One base score for each pool, and one for the output features.
@@ -102,11 +102,12 @@ def reduce(train: Statements) -> Reduction:
 
 class Scores(NamedTuple):
     """base: (texts, BASES) log-odds-like scores that the pair is false; negated: (texts,) score of
-    negation; distance: (texts,) from the nearest training kind."""
+    negation; distance: (texts,) from the nearest training kind; nearest: (texts,) its number."""
 
     base: Floats
     negated: Floats
     distance: Floats
+    nearest: Ints
 
 
 class Fit(NamedTuple):
@@ -140,6 +141,7 @@ class Fit(NamedTuple):
             base,
             columns[0] @ self.polarity + self.polarity_intercept[0],
             np.sqrt(np.maximum(squared.min(axis=1), 0) / self.whitening.shape[1]),
+            squared.argmin(axis=1).astype(np.int64),
         )
 
 

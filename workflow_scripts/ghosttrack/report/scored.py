@@ -24,7 +24,7 @@ def render(scores: Sequence[ScoredText], about: Mapping[str, Any]) -> str:
         confidence=about["confidence"],
         quality=about["quality"],
         counts={
-            verdict: sum(score.verdict == verdict for score in scores)
+            verdict: sum(score.verdict.split(":")[0] == verdict for score in scores)
             for verdict in ("hallucinated", "true", "abstain")
         },
         texts=[entry(score) for score in scores],
