@@ -68,6 +68,7 @@ rule all:
         strict_checks,
         collect(rules.evaluate_detectors.output, model=MODELS),
         collect(rules.save_detector.output, model=MODELS),
+        collect(rules.save_statement_detector.output, model=MODELS),
         collect(rules.draw_figures.output.figures, model=MODELS),
         sae_files("sae_weights.safetensors", "cfg.json", "quality.json"),
         all_histories,

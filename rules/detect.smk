@@ -114,3 +114,32 @@ rule save_detector:
         "Saving the detector of {wildcards.model}"
     script:
         "../workflow_scripts/detect/save_detector.py"
+
+
+rule save_statement_detector:
+    """Fit the detector of whole statements, test it on left-out kinds, and save it for user texts."""
+    input:
+        statements="results/{model}/statements/statements.parquet",
+        pooled="results/{model}/statements/pooled.safetensors",
+        manifest="results/{model}/statements/pooled.json",
+        source="results/{model}/model/source.json",
+    output:
+        detector="results/{model}/detection/statements.safetensors",
+        about="results/{model}/detection/statements.json",
+        kinds="results/{model}/detection/kinds.csv",
+        curve="results/{model}/detection/risk_coverage.csv",
+    log:
+        "results/{model}/logs/save_statement_detector.log",
+    benchmark:
+        "results/{model}/benchmarks/save_statement_detector.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=memory_for(memory.statement_detector),
+        runtime=scaled(60),
+    params:
+        code=source_digest("save_statement_detector"),
+    message:
+        "Saving the detector of statements of {wildcards.model}"
+    script:
+        "../workflow_scripts/detect/save_statement_detector.py"

@@ -175,6 +175,40 @@ for MODEL in MODELS:
             "../workflow_scripts/extract/extract_examples.py"
 
 
+rule read_statements:
+    """Read training statements of many kinds, for the detector of whole statements."""
+    input:
+        weights="results/{model}/model/model.safetensors",
+        beside_weights=beside_weights("{model}"),
+        check="results/{model}/model_check.json",
+    output:
+        statements="results/{model}/statements/statements.parquet",
+        pooled="results/{model}/statements/pooled.safetensors",
+        manifest="results/{model}/statements/pooled.json",
+    log:
+        "results/{model}/logs/read_statements.log",
+    benchmark:
+        "results/{model}/benchmarks/read_statements.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        **MODEL_ACCELERATOR,
+        mem_mb=memory_for(memory.statements),
+        runtime=scaled(60),
+        batch=shrinking(32),
+    params:
+        layers=property_of("layers"),
+        site=property_of("site", "activations"),
+        texts_per_kind=property_of("statements_per_kind", "detection"),
+        seed=property_of("seed"),
+        inference=settings_of("inference", "read_statements"),
+        code=source_digest("read_statements", "data"),
+    message:
+        "Reading statements of many kinds with {wildcards.model} (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/extract/read_statements.py"
+
+
 rule extract_closed_book:
     """Read the statements of a conflict set without their remarks, for the closed-book controls."""
     input:

@@ -9,6 +9,8 @@ rule score_texts:
         context=user_context,
         detector="results/{model}/detection/detector.safetensors",
         about="results/{model}/detection/detector.json",
+        statements="results/{model}/detection/statements.safetensors",
+        about_statements="results/{model}/detection/statements.json",
         features=per("results/{model}/features/layer_{layer}.parquet", "layer"),
         weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
         cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),

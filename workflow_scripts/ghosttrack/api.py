@@ -4,24 +4,25 @@ It needs a finished run with model, SAEs and detection/detector.safetensors. tor
 are imported only when a detector is loaded.
 """
 
-import re
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ghosttrack.detection.scored_texts import (
-    ABSTAIN,
-    HALLUCINATED,
-    TRUE,
     Reason,
+    ScoredSentence,
     ScoredText,
     ScoredToken,
     Text,
+    decisive,
 )
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.answer_spans import form_in, last_span
 from ghosttrack.inputs.cells import as_text, shown, text_flaw
+from ghosttrack.inputs.segmentation import Sentence, Window, sentences, windows, words
+from ghosttrack.runtime.run_paths import RunPaths
 from ghosttrack.settings import names
 
 if TYPE_CHECKING:
@@ -29,13 +30,15 @@ if TYPE_CHECKING:
 
     from ghosttrack.activations.example_tokens import Encoded
     from ghosttrack.detection.scoring import FeatureContribution, ScoredBatch
+    from ghosttrack.detection.statement_scoring import Opinion
 
 # Numbers of texts that are sorted by length and batched together: few at first, so that results
 # appear soon. They affect rounding only.
 FIRST_WINDOW, WINDOW = 16, 64
 # Default of `confidence`: the detector abstains below this probability of its verdict.
 CONFIDENCE = 0.75
-_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
+# Number of tokens that are read for a sentence: itself and what precedes it in its text.
+READ_TOKENS = 256
 # Decimals of all results; rounding errors that depend on the batch are smaller.
 _DIGITS = 4
 # Contributions per text, for each reason wanted, among which those of nameable features are sought.
@@ -49,16 +52,23 @@ class Detector:
         from ghosttrack.detection.calibration import load
         from ghosttrack.detection.reasons import Meanings
         from ghosttrack.detection.scoring import Scorer
+        from ghosttrack.detection.statement_scoring import StatementJudge
 
         self.run = run
         self._scorer = Scorer(run, gpus)
         self._meanings = Meanings(run)
-        self.calibration = load(calibration, self.about) if calibration else None
+        self._judge = StatementJudge(RunPaths(run), self._scorer.detector, **self._scorer.reading())
+        self.calibration = load(calibration, self.identity) if calibration else None
 
     @property
     def about(self) -> Mapping[str, Any]:
         """Description of the detector; `quality` holds its out-of-fold AUROC and calibration."""
         return self._scorer.about
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Descriptions of both detectors, of answers and of statements, with their digests."""
+        return {"answers": dict(self.about), "statements": self._judge.about}
 
     @classmethod
     def load(cls, run: str | Path, *, gpus: int = 1, calibration: str | Path | None = None) -> Self:
@@ -129,18 +139,21 @@ class Detector:
         import pandas as pd
 
         from ghosttrack.detection.probes import probability
+        from ghosttrack.detection.statement_scoring import verdict_on_answer, verdict_on_statement
 
-        spans = [_answer_span(text) for text in window]
+        rows = [(text, span) for text in window for span in self._spans(text)]
+        opinions = self._opinions(rows)
         frame = pd.DataFrame(
             {
-                "id": [text.id for text in window],
-                "text": [text.text for text in window],
-                "answer_start": [start for start, _ in spans],
-                "answer_end": [end for _, end in spans],
+                "id": [text.id for text, _ in rows],
+                "text": [text.text[span.start : span.stop] for text, span in rows],
+                "answer_start": [span.first - span.start for _, span in rows],
+                "answer_end": [span.last - span.start for _, span in rows],
                 # Texts with equal contexts share the computation of their common prefix.
-                "relation": [text.context for text in window],
+                "relation": [text.context for text, _ in rows],
                 "mode": "given",
-                "question": [text.question for text in window],
+                "question": [text.question for text, _ in rows],
+                "has_answer": [bool(text.answer.strip()) for text, _ in rows],
             }
         )
         scorer = self._scorer
@@ -149,36 +162,136 @@ class Detector:
         ends = np.cumsum([len(item.read) for item in encoded])[:-1]
         probe, surprise = np.split(results.probe, ends), np.split(-results.logprob, ends)
         probabilities = probability(results.log_odds)
-        for row, (text, (start, end)) in enumerate(zip(window, spans, strict=True)):
-            tokens = [
+        scored: dict[str, list[ScoredSentence]] = {text.id: [] for text in window}
+        tokens: dict[str, list[ScoredToken]] = {text.id: [] for text in window}
+        for row, (text, span) in enumerate(rows):
+            last = max((token.end for token in tokens[text.id]), default=-1)
+            tokens[text.id] += [
                 ScoredToken(
-                    offsets[row][position - 1][0],
-                    offsets[row][position - 1][1],
+                    span.start + offsets[row][position - 1][0],
+                    span.start + offsets[row][position - 1][1],
                     _round(token_surprise),
                     _round(token_probe),
                 )
                 for position, token_surprise, token_probe in zip(
                     encoded[row].read + encoded[row].shift, surprise[row], probe[row], strict=True
                 )
+                # A run that stores all positions also reads the sentences before.
+                if span.start + offsets[row][position - 1][1] > last
             ]
             named = self._named(results.contributions[row], reasons)
             output = results.log_odds[row] - probe[row].mean()
-            hallucinated = _round(probabilities[row])
-            verdict = HALLUCINATED if hallucinated >= 0.5 else TRUE
-            confident = max(hallucinated, 1 - hallucinated) >= confidence
+            unexplained = _unexplained(named, output, results, row)
+            log_odds, hallucinated = results.log_odds[row], _round(probabilities[row])
+            opinion = opinions[row]
+            if opinion is not None and self._is_whole(text):
+                hallucinated = _round(opinion.probability)
+                log_odds = math.log(opinion.probability / (1 - opinion.probability))
+                output = log_odds - probe[row].mean()
+                # The features are those of the detector of answers, which did not decide.
+                named, unexplained = [], 1.0
+                verdict = verdict_on_statement(opinion, confidence)
+            else:
+                at_end = bool(text.answer) and not words(_sentence_around(text, span)[1])
+                verdict = verdict_on_answer(hallucinated, confidence, opinion, at_end=at_end)
+            scored[text.id].append(
+                ScoredSentence(
+                    span.first,
+                    span.last,
+                    span.start,
+                    span.stop,
+                    hallucinated,
+                    _round(log_odds),
+                    _round(output),
+                    verdict,
+                    named,
+                    _round(unexplained),
+                )
+            )
+        for text in window:
+            found = scored[text.id]
+            worst = decisive(found)
             yield ScoredText(
                 text.id,
                 text.text,
-                start,
-                end,
-                hallucinated,
-                _round(results.log_odds[row]),
-                _round(output),
-                verdict if confident else ABSTAIN,
-                tokens,
-                named,
-                _round(_unexplained(named, output, results, row)),
+                found[0].start,
+                found[-1].end,
+                worst.probability,
+                worst.log_odds,
+                worst.output,
+                worst.verdict,
+                tokens[text.id],
+                worst.reasons,
+                worst.unexplained,
+                sentences=tuple(found),
             )
+
+    def _is_whole(self, text: Text) -> bool:
+        """Whether whole sentences of a text are judged: no answer is marked, and no question asked.
+
+        A run without a detector of statements judges the last word of every sentence.
+        """
+        return not (text.answer.strip() or text.question or self._judge.reason)
+
+    def _spans(self, text: Text) -> list[Window]:
+        """What is judged of a text, and what is read for it: its answer, or every sentence.
+
+        Answers to questions are read whole.
+        """
+        from ghosttrack.report.explorer.texts import offsets_of
+
+        whole, limit = text.text, self._scorer.limit
+        answer = _answer_span(text) if text.answer.strip() else None
+        judged = [Sentence(*answer, answer[1])] if answer else sentences(whole)
+        found = [
+            Window(0, len(whole) if each is judged[-1] else each.stop, each.start, each.end)
+            for each in judged
+        ]
+        # No text has more tokens than bytes; the separator is one token. Half of the model's limit
+        # may go to the statements that a whole statement is read behind.
+        size = len(whole.encode()) + len(text.context.encode()) + 1
+        longest = limit if answer else min(READ_TOKENS, limit // 2 - 2)
+        if not text.question and size > longest:
+            tokens, before = offsets_of([whole, text.context], self._scorer.tokenizer)
+            free = limit - 1 - len(before)
+            # A part of a text can have one token more than its share of the tokens of the text.
+            if answer is None and free > 1:
+                found = windows(whole, judged, tokens, max(1, min(longest, free - 1)))
+            elif free > 1 and len(tokens) > free:
+                start = judged[0].start
+                earlier = [
+                    Sentence(each.start, min(each.end, start), min(each.stop, start))
+                    for each in sentences(whole)
+                    if each.start < start
+                ]
+                parts = windows(whole, [*earlier, *judged], tokens, free - 1)
+                found = [each for each in parts if each.first >= start]
+        if answer or self._is_whole(text):
+            return found
+        return [
+            each._replace(first=each.first + last[0], last=each.first + last[1])
+            for each in found
+            for last in (words(whole[each.first : each.last]) or [(0, each.last - each.first)])[-1:]
+        ]
+
+    def _opinions(self, rows: Sequence[tuple[Text, Window]]) -> list["Opinion | None"]:
+        """The statement detector's opinion on each row: its sentence, or that around its answer.
+
+        None without this detector, and on a sentence with an answer that is too long for it.
+        """
+        longest = self._scorer.limit // 2 - 2
+        texts = {}
+        for row, (text, span) in enumerate(rows):
+            if self._is_whole(text):
+                texts[row] = text.text[span.first : span.stop]
+            elif not self._judge.reason:
+                sentence, _ = _sentence_around(text, span)
+                tokens = self._scorer.tokenizer(sentence, verbose=False)["input_ids"]
+                if len(tokens) <= longest:
+                    texts[row] = sentence
+        opinions = self._judge.judge(list(texts.values())) if texts else None
+        known = dict(zip(texts, opinions or [], strict=False))
+        return [known.get(row) for row in range(len(rows))]
 
     def _encoded(
         self, frame: "pd.DataFrame"
@@ -186,8 +299,8 @@ class Detector:
         """Token ids of every text, and the character range of every token in its text.
 
         Args:
-            frame: the columns that `example_tokens.encode` reads, `question` ("" for none), and
-                the context in the column `relation`.
+            frame: the columns that `example_tokens.encode` reads, `question` ("" for none), the
+                context in the column `relation`, and whether an answer was marked (`has_answer`).
         """
         from ghosttrack.activations import example_tokens
         from ghosttrack.inputs import chat
@@ -208,7 +321,8 @@ class Detector:
         )
         encoded: dict[int, Encoded] = {}
         offsets: dict[int, list[tuple[int, int]]] = {}
-        for part in (frame[~asked], frame[asked]):
+        marked = frame["has_answer"]
+        for part in (frame[~asked & marked], frame[~asked & ~marked], frame[asked]):
             if part.empty:
                 continue
             if part["question"].iloc[0]:
@@ -220,10 +334,13 @@ class Detector:
                 read, contexts = part, part["relation"].tolist()
                 ranges = offsets_of(part["text"].tolist(), tokenizer)
             # Questions share no prefix: the score of an answer must not depend on other questions.
-            share = contexts is not None
+            share = contexts is not None and bool(part["has_answer"].iloc[0])
             part_encoded = example_tokens.encode(
                 read, tokenizer, limit, "given texts", contexts, positions, share=share
             )
+            if contexts is not None and not share:
+                # Sentences share their context alone, so that no score depends on other texts.
+                part_encoded = [_behind_context(each) for each in part_encoded]
             encoded |= zip(part.index, part_encoded, strict=True)
             offsets |= zip(part.index, ranges, strict=True)
         return [encoded[row] for row in frame.index], [offsets[row] for row in frame.index]
@@ -252,6 +369,21 @@ def _unexplained(named: Sequence[Reason], output: float, results: "ScoredBatch",
     rest = results.log_odds[row] - output - results.total[row]
     everything = abs(output) + results.absolute[row] + abs(rest)
     return 1 - sum(abs(reason.log_odds) for reason in named) / everything if named else 1.0
+
+
+def _behind_context(one: "Encoded") -> "Encoded":
+    """Move the context to the prefix, except its last token, if that is worth a cache."""
+    from ghosttrack.activations.example_tokens import SHARED_TOKENS
+
+    length = one.lead - 1
+    if length < SHARED_TOKENS:
+        return one
+    return one._replace(
+        ids=one.ids[length:],
+        answer=one.answer - length,
+        read=one.read - length,
+        prefix=one.ids[:length],
+    )
 
 
 def _round(value: float) -> float:
@@ -306,12 +438,17 @@ def _plain(value: Any, name: str, number: int) -> str:
     return text
 
 
+def _sentence_around(given: Text, span: Window) -> tuple[str, str]:
+    """The sentence in which a span begins, and what follows the span in it."""
+    for each in reversed(sentences(given.text)):
+        if each.start <= span.first:
+            return given.text[each.start : each.stop], given.text[span.last : each.stop]
+    return given.text, given.text[span.last :]
+
+
 def _answer_span(given: Text) -> tuple[int, int]:
-    """Character range of the answer; without an answer, of the last word."""
+    """Character range of the answer."""
     answer = given.answer.strip()
-    if not answer:
-        words = list(_WORD.finditer(given.text))
-        return words[-1].span() if words else (0, len(given.text.rstrip()))
     span = last_span(given.text, answer)
     if span is None:
         from ghosttrack.inputs.user_texts import lacks_answer

@@ -1,5 +1,6 @@
 """A small finished run on disk, with a random model, SAEs and stores, for the saved detector."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,12 @@ import pandas as pd
 import small_models
 import torch
 
-from detect import save_detector
-from extract import check_model, extract_examples
+from detect import save_detector, save_statement_detector
+from extract import check_model, extract_examples, read_statements
 from ghosttrack import scores as registry
 from ghosttrack.activations import limits
 from ghosttrack.activations.example_tokens import Positions
-from ghosttrack.detection import audit
+from ghosttrack.detection import audit, saved_statements
 from ghosttrack.sae import model as sae_model
 from ghosttrack.settings import DetectionSettings, InferenceSettings
 
@@ -129,6 +130,47 @@ def text_only(
     return pd.DataFrame([dict.fromkeys(audit.COLUMNS, 0.5) | row | {"control": control}])
 
 
+def without_statements(run: Path) -> None:
+    """A detector of whole statements that could not be fitted; `save` comes first."""
+    detection = run / "detection"
+    about = json.loads((detection / "detector.json").read_text(encoding="utf-8"))
+    saved_statements.save(
+        None,
+        {"reason": "too few", **{key: about[key] for key in ("model", "site", "model_precision")}},
+        detection / saved_statements.WEIGHTS_NAME,
+        detection / saved_statements.ABOUT_NAME,
+    )
+
+
+def with_statements(run: Path) -> None:
+    """Read statements of all kinds and fit the detector of whole statements; `save` comes first."""
+    folder, detection = run / "statements", run / "detection"
+    files = {
+        "statements": folder / "statements.parquet",
+        "pooled": folder / "pooled.safetensors",
+        "manifest": folder / "pooled.json",
+    }
+    read_statements.main(
+        weights=run / "model" / "model.safetensors",
+        check=run / "model_check.json",
+        **files,
+        layers=LAYERS,
+        site="resid_post",
+        texts_per_kind=8,
+        seed=0,
+        batch=8,
+        threads=1,
+    )
+    save_statement_detector.main(
+        **files,
+        source=run / "model" / "source.json",
+        detector=detection / saved_statements.WEIGHTS_NAME,
+        about=detection / saved_statements.ABOUT_NAME,
+        kinds=detection / "kinds.csv",
+        curve=detection / "risk_coverage.csv",
+    )
+
+
 def save(
     run: Path,
     datasets: tuple[str, ...] = ("facts", "others"),
@@ -157,6 +199,7 @@ def save(
         detection=DetectionSettings(folds=folds),
         seed=0,
     )
+    without_statements(run)
 
 
 def _dataset(

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from ghosttrack.cli import score
-from ghosttrack.detection.scored_texts import ScoredText, ScoredToken
+from ghosttrack.detection.scored_texts import ScoredSentence, ScoredText, ScoredToken
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import tables
 from tests.conftest import ROOT
@@ -121,6 +121,7 @@ def test_a_scored_text_is_no_formula_and_begins_no_row_in_the_csv_of_scores(text
         "abstain",
         [ScoredToken(0, len(text), 1.0, 0.0)],
         [],
+        sentences=(ScoredSentence(0, len(text), 0, len(text), 0.5, -0.25, 0.0, "abstain", []),),
     )
     rows = list(csv.reader(io.StringIO("".join(score.as_csv([judged])), newline="")))
     assert len(rows) == 2

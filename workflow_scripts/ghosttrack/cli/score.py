@@ -18,7 +18,8 @@ from ghosttrack.errors import UserError
 from ghosttrack.inputs.lines import require_encoding
 from ghosttrack.settings import names
 
-# Columns of the csv file; all tokens are one cell, and so are all reasons.
+# Columns of the csv file; all tokens are one cell, and so are all reasons and
+# sentences.
 COLUMNS = (
     "id",
     "probability",
@@ -31,6 +32,7 @@ COLUMNS = (
     "calibration",
     "tokens",
     "reasons",
+    "sentences",
 )
 
 
@@ -64,6 +66,14 @@ def as_mapping(score: ScoredText) -> dict[str, Any]:
             for token in score.tokens
         ],
         "reasons": [reason._asdict() for reason in score.reasons],
+        "sentences": [
+            {
+                "text": score.text[each.start : each.end],
+                **each._asdict(),
+                "reasons": [reason._asdict() for reason in each.reasons],
+            }
+            for each in score.sentences
+        ],
     }
 
 
@@ -76,8 +86,8 @@ def jsonl(scores: Iterable[ScoredText]) -> Iterator[str]:
 def as_csv(scores: Iterable[ScoredText]) -> Iterator[str]:
     """One row per text; tokens as `text|surprise|probe`, reasons as `layer:feature name log-odds`.
 
-    Tokens and reasons are separated by ` ; `. An apostrophe protects cells that a spreadsheet would
-    run as a formula.
+    Sentences are `text|probability|verdict`. Tokens, reasons and sentences are separated by ` ; `.
+    An apostrophe protects cells that a spreadsheet would run as a formula.
     """
     yield _csv_line(COLUMNS)
     for score in scores:
@@ -90,7 +100,11 @@ def as_csv(scores: Iterable[ScoredText]) -> Iterator[str]:
             f"{reason.layer}:{reason.feature} {reason.name} {reason.log_odds:+}"
             for reason in score.reasons
         )
-        yield _csv_line([*(values[name] for name in COLUMNS[:-2]), tokens, reasons])
+        sentences = " ; ".join(
+            f"{each['text']}|{each['probability']}|{each['verdict']}"
+            for each in values["sentences"]
+        )
+        yield _csv_line([*(values[name] for name in COLUMNS[:-3]), tokens, reasons, sentences])
 
 
 def _csv_line(values: Iterable[Any]) -> str:
@@ -150,7 +164,7 @@ def main(arguments: list[str]) -> int:
         prog="ghosttrack.cli.score",
         description="Score how likely texts are hallucinated, with the detector of a finished run.",
         epilog="Mark the part to be scored with a column `answer`, or with --answer for one text; "
-        "the default is the last word.",
+        "the default is every sentence, and a text is as true as its worst sentence.",
     )
     parser.add_argument(
         "run", type=path_of, help="folder of a finished run, such as results/smollm2-135m"
@@ -177,7 +191,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--answer",
         default="",
-        help="the part of the single given text to be scored; default: its last word",
+        help="the part of the single given text to be scored; default: every sentence",
     )
     parser.add_argument(
         "--calibration",

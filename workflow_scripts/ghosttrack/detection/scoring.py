@@ -77,6 +77,7 @@ class Scorer:
             )
         detector = saved.load(RunPaths(run).detection)
         saved.require_same(detector, run)
+        self.detector = detector
         self.about, self._weights, self.layers = detector.about, detector.weights, detector.layers
         self._device = extraction.best_device()
         self.tokenizer = models.load_tokenizer(run / "model")
@@ -91,6 +92,17 @@ class Scorer:
         self._tensors = {
             name: torch.from_numpy(getattr(self._weights, name)).to(self._device)
             for name in ("raw", "code", "effect", "massive")
+        }
+
+    def reading(self) -> dict[str, Any]:
+        """Arguments with which `statement_reading.read_statements` uses the same model."""
+        return {
+            "model": self._model,
+            "tokenizer": self.tokenizer,
+            "site": self.about["site"],
+            "limit": self.limit,
+            "batch": BATCH,
+            "packed": self._packed,
         }
 
     def read(

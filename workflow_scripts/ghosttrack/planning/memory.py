@@ -79,6 +79,8 @@ _BOOTSTRAP, _BOOTSTRAP_COPIES = 8_000_000, 7
 _GRAM_COPIES, _FIRING = 3, 0.7
 # Bytes of the curves of a data set.
 _DRAWN = 2_000_000
+# Kinds of training statements, and pools and layers of their activations.
+_STATEMENT_KINDS, _STATEMENT_POOLS, _STATEMENT_LAYERS = 17, 3, 3
 # Bytes of a shown track of the explorer as Python objects.
 _SHOWN = 400
 # Tokens of a packed sequence with gradients, and widths of the tensors that its graph keeps per block.
@@ -225,6 +227,11 @@ def examples(run: Run) -> int:
             _FP32 * (packed + 2 * window) + _head(run) + _tokenizer(run) + _TEXT * run.largest.texts
         )
     )
+
+
+def statements(run: Run) -> int:
+    """What the reading of examples holds, and pooled activations twice, whole and in half precision."""
+    return examples(run) + _mb(2 * _FP32 * _statement_states(run))
 
 
 def model_check(run: Run) -> int:
@@ -461,6 +468,17 @@ def saved_detector(run: Run) -> int:
     return TORCH_LEARNING + _mb(
         gram + layer + probes + 2 * run.layers * run.decoder + _encoded(run, run.largest.tokens)
     )
+
+
+def statement_detector(run: Run) -> int:
+    """Pooled activations of all statements, a training part, and standardised columns of a pool."""
+    return TORCH_LEARNING + _mb(5 * _FP32 * _statement_states(run))
+
+
+def _statement_states(run: Run) -> int:
+    """Numbers in the pooled activations of all statements."""
+    texts = _STATEMENT_KINDS * run.settings.detection.statements_per_kind
+    return texts * _STATEMENT_POOLS * min(run.layers, _STATEMENT_LAYERS) * run.d_model
 
 
 def tracked_arm(run: Run) -> int:

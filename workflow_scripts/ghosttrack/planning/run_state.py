@@ -41,6 +41,8 @@ PHASES = (
     "train_detectors",
     "evaluate_detectors",
     "save_detector",
+    "read_statements",
+    "save_statement_detector",
     "check_explanations",
     "check_results",
     "draw_figures",
@@ -253,6 +255,12 @@ def _outputs(
     yield "measure_answers", "", ["saes/answers.csv"]
     yield "evaluate_detectors", "", ["evaluation/metrics.csv", "evaluation/ledger.csv"]
     yield "save_detector", "", ["detection/detector.safetensors", "detection/detector.json"]
+    yield "read_statements", "", ["statements/pooled.safetensors", "statements/pooled.json"]
+    yield (
+        "save_statement_detector",
+        "",
+        ["detection/statements.safetensors", "detection/statements.json"],
+    )
     yield "check_explanations", "", ["evaluation/explanations.csv"]
     yield "check_results", "", ["evaluation/checks.json"]
     yield "draw_figures", "", ["figures/auroc.png"]

@@ -1,4 +1,4 @@
-"""Page of scored texts: verdict, coloured tokens and reasons of each text."""
+"""Page of scored texts: verdict, coloured words and reasons of each text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import ghosttrack
 from ghosttrack.detection.scored_texts import ScoredText
 from ghosttrack.report import page
 
-# Absolute probe score at which the colour of a token saturates, and its opacity there in per cent.
+# Absolute probe score at which the colour of a word saturates, and its opacity there in per cent.
 FULL, STRONGEST = 3.0, 62
 
 
@@ -24,7 +24,7 @@ def render(scores: Sequence[ScoredText], about: Mapping[str, Any]) -> str:
         confidence=about["confidence"],
         quality=about["quality"],
         counts={
-            verdict: sum(score.verdict == verdict for score in scores)
+            verdict: sum(score.verdict.split(":")[0] == verdict for score in scores)
             for verdict in ("hallucinated", "true", "abstain")
         },
         texts=[entry(score) for score in scores],
@@ -38,21 +38,20 @@ def entry(score: ScoredText) -> dict[str, Any]:
 
 
 def _parts(score: ScoredText) -> list[dict[str, Any]]:
-    """The text split into pieces: scored tokens have a style, other pieces have none."""
+    """The text split into pieces: scored words have a style, other pieces have none."""
     pieces: list[dict[str, Any]] = []
     end = 0
-    for number, token in enumerate(score.tokens):
-        start = end if number else token.start
-        if not number and start:
-            pieces.append({"text": score.text[:start], "style": "", "title": ""})
-        stop = max(start, token.end)
-        tone = round(STRONGEST * min(1.0, abs(token.probe) / FULL))
-        colour = "--cool" if token.probe < 0 else "--hot"
+    for word in score.words:
+        start, stop = max(end, word.start), max(end, word.end)
+        if start > end:
+            pieces.append({"text": score.text[end:start], "style": "", "title": ""})
+        tone = round(STRONGEST * min(1.0, abs(word.probe) / FULL))
+        colour = "--cool" if word.probe < 0 else "--hot"
         pieces.append(
             {
                 "text": score.text[start:stop],
                 "style": f"background: color-mix(in srgb, var({colour}) {tone}%, transparent)",
-                "title": f"surprise {token.surprise:.2f} nats, probes {token.probe:+.2f}",
+                "title": f"surprise {word.surprise:.2f} nats, probes {word.probe:+.2f}",
             }
         )
         end = stop

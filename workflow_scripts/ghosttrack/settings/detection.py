@@ -57,6 +57,14 @@ class DetectionSettings(Section):
         "`generated`: the model's own answers; `given`: given texts; `all`: both; `none`: no "
         "texts. The model reads each of these texts a second time.",
     )
+    statements_per_kind: int = Field(
+        200,
+        ge=8,
+        le=1000,
+        description="Maximum number of training statements of each kind (affirmed, negated, "
+        "comparison, definition, ...) for the detector of whole statements. Its time grows in "
+        "proportion.",
+    )
     max_statements: int | None = Field(
         None,
         ge=8,

@@ -1,0 +1,210 @@
+"""The detector of whole statements on planted kinds: what it decides is right, or it abstains."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from ghosttrack.detection import left_out_kinds, saved_statements
+from ghosttrack.detection.abstention import CONFIDENCES, thresholds
+from ghosttrack.detection.left_out_kinds import StatementDetector
+from ghosttrack.detection.statement_model import Statements
+from ghosttrack.errors import UserError
+
+POOLS, WIDTH, OUTPUTS = 3, 24, 5
+BLOCK = 4
+
+
+class Planted(NamedTuple):
+    """Directions that all planted kinds share."""
+
+    false_pair: np.ndarray  # (POOLS, WIDTH)
+    negation: np.ndarray  # (POOLS, WIDTH)
+    output: np.ndarray  # (OUTPUTS,)
+
+
+def directions(rng: np.random.Generator) -> Planted:
+    return Planted(
+        rng.normal(size=(POOLS, WIDTH)), rng.normal(size=(POOLS, WIDTH)), rng.normal(size=OUTPUTS)
+    )
+
+
+def kind(
+    planted: Planted,
+    rng: np.random.Generator,
+    code: int,
+    *,
+    texts: int = 48,
+    strength: float = 1.0,
+    negated: bool = False,
+    offset: float = 1.0,
+) -> Statements:
+    """Statements of one kind around an offset of its own; half of them are false in every block."""
+    pair = np.tile([0, 0, 1, 1], texts // BLOCK)
+    sign = strength * (2 * pair - 1)
+    states = rng.normal(size=(texts, POOLS, WIDTH)) + offset * rng.normal(size=(POOLS, WIDTH))
+    states += sign[:, None, None] * planted.false_pair
+    states += (3.0 if negated else -3.0) * planted.negation
+    outputs = rng.normal(size=(texts, OUTPUTS)) + sign[:, None] * planted.output
+    return Statements(
+        states.astype(np.float32),
+        outputs,
+        1 - pair if negated else pair,
+        np.full(texts, negated),
+        np.full(texts, code),
+        1000 * code + np.repeat(np.arange(texts // BLOCK), BLOCK),
+    )
+
+
+def joined(kinds: list[Statements]) -> Statements:
+    return Statements(*(np.concatenate(values) for values in zip(*kinds, strict=True)))
+
+
+def error_and_coverage(
+    detector: StatementDetector, given: Statements, confidence: float
+) -> tuple[float, float]:
+    judged = detector.judge(given.states, given.outputs)
+    decided = judged.reliability >= confidence
+    wrong = (judged.log_odds > 0) != (given.label == 1)
+    return float((wrong & decided).mean()), float(decided.mean())
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Planted, StatementDetector]:
+    rng = np.random.default_rng(0)
+    planted = directions(rng)
+    kinds = [kind(planted, rng, code, negated=code % 2 == 1) for code in range(10)]
+    return planted, left_out_kinds.fit(joined(kinds))
+
+
+def test_a_signal_that_all_kinds_share_decides_new_affirmed_and_negated_kinds(
+    trained: tuple[Planted, StatementDetector],
+) -> None:
+    planted, detector = trained
+    rng = np.random.default_rng(1)
+    for negated in (False, True):
+        error, coverage = error_and_coverage(
+            detector, kind(planted, rng, 20, negated=negated), 0.75
+        )
+        assert coverage > 0.5
+        assert error < 0.05
+
+
+def test_a_kind_far_from_all_others_is_unlike_even_where_the_signal_is_reversed(
+    trained: tuple[Planted, StatementDetector],
+) -> None:
+    planted, detector = trained
+    given = kind(planted, np.random.default_rng(2), 20, strength=-1.0, offset=30.0)
+    judged = detector.judge(given.states, given.outputs)
+    assert judged.unlike.all()
+    assert not judged.reliability.any()
+
+
+def test_kinds_without_a_signal_are_never_decided() -> None:
+    rng = np.random.default_rng(3)
+    planted = directions(rng)
+    detector = left_out_kinds.fit(
+        joined([kind(planted, rng, code, strength=0.0) for code in range(10)])
+    )
+    _, coverage = error_and_coverage(detector, kind(planted, rng, 20, strength=0.0), 0.75)
+    assert coverage < 0.05
+
+
+def test_the_stated_error_holds_on_new_kinds_over_fifty_seeds() -> None:
+    errors, coverages, exceeded = [], [], 0
+    for seed in range(50):
+        rng = np.random.default_rng([7, seed])
+        planted = directions(rng)
+        # Some kinds show the signal, some hardly, some not at all: exchangeable, and not alike.
+        strengths = rng.choice([0.0, 0.1, 0.4], size=14)
+        kinds = [
+            kind(planted, rng, code, texts=24, strength=strength, negated=bool(rng.integers(2)))
+            for code, strength in enumerate(strengths)
+        ]
+        detector = left_out_kinds.fit(joined(kinds[:10]))
+        error, coverage = error_and_coverage(detector, joined(kinds[10:]), 0.75)
+        errors.append(error)
+        coverages.append(coverage)
+        exceeded += error > 0.25 * coverage
+    assert sum(errors) <= 0.25 * sum(coverages)
+    assert sum(coverages) > 0, "a detector that never decides passes no test"
+    assert exceeded <= 15
+
+
+def test_thresholds_follow_the_error_of_whole_kinds() -> None:
+    # Ten kinds are right on their best half; one kind is wrong on everything, with high scores.
+    right = np.tile(np.repeat([True, False], 10), 10)
+    selected = np.tile(np.linspace(1, 0, 20), 10)
+    names = np.repeat(np.arange(10), 20)
+    without = thresholds(selected, right, names)
+    at = int(np.flatnonzero(CONFIDENCES == 0.75)[0])
+    # The best half is right, every further statement is wrong: 3 of 13 are below a quarter.
+    assert (selected >= without[at]).mean() == 13 / 20
+    spoiled = thresholds(
+        np.concatenate([selected, np.full(20, 2.0)]),
+        np.concatenate([right, np.zeros(20, dtype=bool)]),
+        np.concatenate([names, np.full(20, 10)]),
+    )
+    assert np.isinf(spoiled[at])
+
+
+def test_evaluation_uses_nothing_of_the_left_out_kind() -> None:
+    rng = np.random.default_rng(4)
+    planted = directions(rng)
+    given = joined([kind(planted, rng, code, texts=24) for code in range(6)])
+    names = [f"kind {code}" for code in range(6)]
+    before = left_out_kinds.evaluate(given, names)
+    flipped = given._replace(label=np.where(given.kind == 2, 1 - given.label, given.label))
+    after = left_out_kinds.evaluate(flipped, names)
+    same = (before["kind"] == "kind 2").to_numpy()
+    assert before.loc[same, "log_odds"].tolist() == after.loc[same, "log_odds"].tolist()
+    assert before.loc[same, "reliability"].tolist() == after.loc[same, "reliability"].tolist()
+    assert not np.allclose(before.loc[~same, "log_odds"], after.loc[~same, "log_odds"])
+    table = left_out_kinds.table(before)
+    assert table["kind"].tolist() == [*names, "all"]
+    assert table["auroc"].min() > 0.9
+
+
+def test_too_few_kinds_give_a_reason() -> None:
+    rng = np.random.default_rng(5)
+    planted = directions(rng)
+    few = joined([kind(planted, rng, code, texts=8) for code in range(4)])
+    assert "4 kinds have" in left_out_kinds.infeasible_reason(few)
+    assert not left_out_kinds.infeasible_reason(
+        joined([kind(planted, rng, code, texts=8) for code in range(5)])
+    )
+
+
+def test_a_saved_detector_judges_as_before_and_damage_is_refused(
+    tmp_path, trained: tuple[Planted, StatementDetector]
+) -> None:
+    planted, detector = trained
+    weights, about = (
+        tmp_path / saved_statements.WEIGHTS_NAME,
+        tmp_path / saved_statements.ABOUT_NAME,
+    )
+    saved_statements.save(detector, {"reason": "", "kinds": ["a"]}, weights, about)
+    loaded = saved_statements.load(tmp_path)
+    given = kind(planted, np.random.default_rng(6), 20)
+    for one, other in zip(
+        detector.judge(given.states, given.outputs),
+        loaded.detector.judge(given.states, given.outputs),
+        strict=True,
+    ):
+        assert one.tolist() == other.tolist()
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match="was changed"):
+        saved_statements.load(tmp_path)
+    weights.write_bytes(whole)
+    edited = json.loads(about.read_text())
+    about.write_text(json.dumps({**edited, "kinds": ["b"]}))
+    with pytest.raises(UserError, match="was changed"):
+        saved_statements.load(tmp_path)
+    about.write_text(json.dumps({**edited, "schema": 0}))
+    with pytest.raises(UserError, match="another version"):
+        saved_statements.load(tmp_path)
+    weights.unlink()
+    with pytest.raises(UserError, match="has no detector of statements"):
+        saved_statements.load(tmp_path)

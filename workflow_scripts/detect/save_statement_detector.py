@@ -1,0 +1,72 @@
+"""Fit the detector of whole statements, test it on left-out kinds, and save it for user texts."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from ghosttrack.activations import statement_reading
+from ghosttrack.detection import left_out_kinds, saved_statements
+from ghosttrack.detection.statement_model import Statements
+from ghosttrack.facts.statement_kinds import NEGATED
+from ghosttrack.runtime import files, job, tables
+from ghosttrack.settings import code_digest
+
+
+def main(
+    *,
+    statements: Path,
+    pooled: Path,
+    manifest: Path,
+    source: Path,
+    detector: Path,
+    about: Path,
+    kinds: Path,
+    curve: Path,
+    threads: int = 1,
+) -> None:
+    """Write the detector, the table of left-out kinds, and the risk-coverage curve."""
+    frame = tables.read_parquet(statements)
+    read, read_about = statement_reading.load(pooled, manifest, statements)
+    kind, names = pd.factorize(frame["kind"])
+    given = Statements(
+        statement_reading.flat(read.states),
+        read.outputs,
+        frame["label"].to_numpy(dtype=np.int64),
+        (frame["polarity"] == NEGATED).to_numpy(),
+        kind.astype(np.int64),
+        pd.factorize(frame["group"])[0].astype(np.int64),
+    )
+    reason = left_out_kinds.infeasible_reason(given)
+    fitted, left_out = None, pd.DataFrame(columns=left_out_kinds.JUDGED)
+    if not reason:
+        with threadpool_limits(threads):
+            left_out = left_out_kinds.evaluate(given, list(names))
+            fitted = left_out_kinds.fit(given)
+    table = left_out_kinds.table(left_out)
+    for path, values in ((kinds, table), (curve, left_out_kinds.risk_coverage(left_out))):
+        with files.atomic_write(path) as stream:
+            tables.write_csv(values, stream)
+    saved_statements.save(
+        fitted,
+        {
+            "reason": reason,
+            "model": files.read_json(source)["files_sha256"],
+            "layers": read_about["layers"],
+            "site": read_about["site"],
+            "model_precision": read_about["model_precision"],
+            "kinds": list(names),
+            "texts": len(frame),
+            "left_out": table[table["kind"] == left_out_kinds.ALL]
+            .replace({np.nan: None})
+            .to_dict("records"),
+            "libraries": code_digest.library_versions(),
+        },
+        detector,
+        about,
+    )
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

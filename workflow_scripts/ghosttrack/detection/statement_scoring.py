@@ -1,0 +1,110 @@
+"""Judge whole statements of users with the saved statement detector of a run."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ghosttrack.activations import statement_reading
+from ghosttrack.detection import saved, saved_statements
+from ghosttrack.detection.left_out_kinds import Judged
+from ghosttrack.detection.scored_texts import HALLUCINATED, TRUE, UNLIKE, UNSURE
+from ghosttrack.runtime.run_paths import RunPaths
+
+# The kind of statements that the detector of answers is fitted on: its answer ends the statement.
+ANSWER_KIND = "affirmed"
+
+
+class Opinion(NamedTuple):
+    """The statement detector's result for one text.
+
+    probability, log_odds: of "hallucinated"; reliability: largest stated confidence at which the
+    text is decided, 0: never; unlike: whether the text is unlike every tested kind; kind: the most
+    similar kind.
+    """
+
+    probability: float
+    log_odds: float
+    reliability: float
+    unlike: bool
+    kind: str
+
+
+class StatementJudge:
+    """The saved statement detector of a run, with the run's model.
+
+    Args:
+        paths: of the run.
+        answers: the run's detector of answers.
+        reading: keyword arguments of `statement_reading.read_statements` other than texts and
+            layers.
+    Raises:
+        UserError: the detector is missing, damaged, or comes from another model.
+    """
+
+    def __init__(self, paths: RunPaths, answers: saved.SavedDetector, **reading: Any) -> None:
+        self._saved = saved_statements.load(paths.detection)
+        saved_statements.require_same(self._saved, answers, paths.detection)
+        self._reading = reading
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Description of the statement detector."""
+        return dict(self._saved.about)
+
+    @property
+    def reason(self) -> str:
+        """Why the run has no statement detector; "" if it has one."""
+        return str(self._saved.about.get("reason", ""))
+
+    def judge(self, texts: Sequence[str]) -> list[Opinion] | None:
+        """Opinions on texts, each read alone; None without a detector."""
+        if self._saved.detector is None:
+            return None
+        read = statement_reading.read_statements(
+            texts=texts, layers=self._saved.about["layers"], dataset="given texts", **self._reading
+        )
+        judged: Judged = self._saved.detector.judge(
+            statement_reading.flat(read.states), read.outputs
+        )
+        kinds = self._saved.about["kinds"]
+        return [
+            Opinion(float(p), float(odds), float(reliability), bool(unlike), kinds[nearest])
+            for p, odds, reliability, unlike, nearest in zip(
+                judged.probability,
+                judged.log_odds,
+                judged.reliability,
+                judged.unlike,
+                judged.nearest,
+                strict=True,
+            )
+        ]
+
+
+def verdict_on_statement(opinion: Opinion, confidence: float) -> str:
+    """Verdict on a whole statement; a confidence of 0.5 never abstains."""
+    side = HALLUCINATED if opinion.probability >= 0.5 else TRUE
+    if confidence <= 0.5:
+        return side
+    if opinion.unlike:
+        return UNLIKE
+    return side if opinion.reliability >= confidence else UNSURE
+
+
+def verdict_on_answer(
+    probability: float, confidence: float, opinion: Opinion | None, *, at_end: bool
+) -> str:
+    """Verdict on an answer by the detector of answers; a confidence of 0.5 never abstains.
+
+    That detector was tested on affirmed statements that end with the answer. On other statements it
+    abstains.
+
+    Args:
+        probability: of "hallucinated", by the detector of answers.
+        opinion: of the statement detector on the whole text; None without one.
+        at_end: whether the answer ends the text.
+    """
+    side = HALLUCINATED if probability >= 0.5 else TRUE
+    if confidence <= 0.5:
+        return side
+    if opinion is None or opinion.unlike or opinion.kind != ANSWER_KIND or not at_end:
+        return UNLIKE
+    return side if max(probability, 1 - probability) >= confidence else UNSURE
