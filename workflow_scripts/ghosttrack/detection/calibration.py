@@ -271,10 +271,14 @@ def load(path: Path, about: Mapping[str, Any]) -> Calibration:
             f"calibration: {path} was made for another detector (run {content['run']}), or the "
             "run's detector has changed since; run make calibrate again"
         )
-    arrays = (np.array(content[name], dtype=np.float64) for name in ("mean", "scale", "weight"))
+    mean, scale, weight = (
+        np.array(content[name], dtype=np.float64) for name in ("mean", "scale", "weight")
+    )
     return Calibration(
         path.name,
-        *arrays,
+        mean,
+        scale,
+        weight,
         float(content["intercept"]),
         np.array(content["certainty"], dtype=np.float64),
         np.array(content["wrong"], dtype=np.bool_),
