@@ -139,7 +139,7 @@ def main(arguments: list[str]) -> int:
         prog="ghosttrack.cli.score",
         description="Score how likely texts are hallucinated, with the detector of a finished run.",
         epilog="Mark the part to be scored with a column `answer`, or with --answer for one text; "
-        "the default is the last word.",
+        "the default is the whole statement.",
     )
     parser.add_argument(
         "run", type=path_of, help="folder of a finished run, such as results/smollm2-135m"
@@ -166,7 +166,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--answer",
         default="",
-        help="the part of the single given text to be scored; default: its last word",
+        help="the part of the single given text to be scored; default: the whole statement",
     )
     parser.add_argument(
         "--out", type=path_of, help="file to write: .jsonl, .csv or .html; default: jsonl to stdout"
