@@ -21,6 +21,7 @@ CONFIGS = [
     {"tracking": "{compare_candidates: conflict}", "datasets": "[capitals, conflict_cities]"},
     {"tracking": "{variants: [default, permuted]}", "datasets": "[capitals, questions]"},
     {"datasets": "[capitals, conflict_cities, conflict_questions]"},
+    {"datasets": "[capitals, ragtruth_qa]"},
 ]
 
 

@@ -48,12 +48,17 @@ def test_every_subject_and_answer_is_as_often_in_true_as_in_false_statements() -
 
 def test_no_answer_that_the_source_calls_true_is_used_as_a_false_one() -> None:
     table = rows()
-    # In another wording, everybody was born in Rome, too.
-    table += [{**row, "relation": "{} died in", "true_target": "Rome"} for row in table]
+    # In another wording, the source says that these persons belong to Rome, too.
+    also = {f"Person{number:02d}" for number in range(10)}
+    table += [
+        {**row, "relation": "{} died in", "true_target": "Rome"}
+        for row in table
+        if row["subject"] in also
+    ]
     found, _ = counterfact.examples(table, "x", 0)
     born = [row for row in found if row.relation == BORN]
-    assert born
-    assert not any(row.label and row.answer == "Rome" for row in born)
+    assert any(row.subject in also for row in born)
+    assert not any(row.label and row.answer == "Rome" and row.subject in also for row in born)
 
 
 @pytest.mark.parametrize(
