@@ -6,8 +6,9 @@ alone predicts the label. Here only the true facts are used. Two facts of a rela
 answer is as often in a true statement as in a false one. The true and the false statements of a
 block also share the same letter pairs between subject and answer, which a classifier of n-grams
 could use. A swapped answer must be false. That is certain only if a subject has one true answer,
-and all answers are of one kind. Relations without this property are dropped, and so are products,
-whose names resemble those of their makers' other products. The log lists all relations.
+and all answers are of one kind. Relations without this property are dropped, and so are two whose
+subjects' names give the answer away (makers of products, positions of players). The log lists all
+relations. The text alone has an AUROC of .503 on the kept relations (95 % interval .498 to .508).
 """
 
 import logging
@@ -28,7 +29,7 @@ log = logging.getLogger("ghosttrack")
 # Fewest facts of a relation.
 LEAST_FACTS = 20
 SEVERAL = "a subject may have several true answers"
-NAMES = "the text alone predicts the label: names of products resemble each other"
+NAMES = "the text alone predicts the label: names of subjects with one answer resemble each other"
 LEVELS = "answers are places of several levels, one inside the other, or of several kinds"
 FEW = f"fewer than {LEAST_FACTS} facts"
 UNPAIRED = "no two facts can be swapped"
@@ -39,7 +40,6 @@ KEPT = tuple(
     for pattern in (
         r"The (mother tongue|native language) of \{\} is$|\{\} is a native speaker of$",
         r"The (original )?language of \{\} (is|was)$|\{\} (is|was) written in$",
-        r"\{\} plays (as|in the position of)$",
         r"\{\} (debuted|premiered|premieres|is to debut|was released|was originally aired) on$",
         r"\{\} (is located in the|is a part of the|belongs to the) continent( of)?$",
         r"\{\} (is located in|was created in) the country of$",
@@ -59,6 +59,7 @@ DROPPED = tuple(
     (re.compile(pattern), reason)
     for pattern, reason in (
         (r".*((created|developed|produced) by|a product of)$", NAMES),
+        (r"\{\} plays (as|in the position of)$", NAMES),
         (r".*twin city", SEVERAL),
         (
             r".*(speaks|spoke|writes in|understand|official language|law in|language spoken)",
