@@ -52,6 +52,7 @@ rule train_detectors:
         random_decoders=null_decoders("sae_weights.safetensors"),
         null_cfgs=null_decoders("cfg.json"),
         closed_book=closed_book,
+        without_context=without_context,
     output:
         scores="results/{model}/detection/{dataset}/scores.parquet",
         selection="results/{model}/detection/{dataset}/selection.csv",

@@ -243,7 +243,7 @@ rule extract_closed_book:
 
 
 rule extract_without_context:
-    """Read the texts of a data set without their contexts, for controls of the token detectors."""
+    """Read the texts of a data set without their contexts, for controls of the detectors."""
     input:
         weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),

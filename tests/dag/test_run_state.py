@@ -27,6 +27,7 @@ CONFIGS = [
         "us_cities.csv}], classes: [{name: mean, "
         "source: 'config/detectors/mean_difference.py:MeanDifference', reads: [codes, tracks]}]}",
     },
+    {"datasets": "[capitals, ragtruth_qa]"},
 ]
 
 

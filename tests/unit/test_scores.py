@@ -28,6 +28,7 @@ def test_every_computed_score_is_registered() -> None:
         ),
         *controls.UNTRAINED,
         *controls.AUDITED,
+        *controls.GENERATED,
         *seed_runs.SCORE_NAMES,
         *transfer.SCORE_NAMES,
         leak_reproduction.NOISE,

@@ -32,6 +32,7 @@ def main(
     variants: list[str],
     detection: DetectionSettings,
     seed: int,
+    without_context: list[Path] | None = None,
     threads: int = 1,
 ) -> None:
     """Write the scores of every detector, the chosen hyperparameters and the feature importances.
@@ -41,7 +42,7 @@ def main(
     `samples`: samples.parquet of a generated data set, or empty; `candidates`: controls and metrics
     of the candidate answers, or empty; `random_decoders`: weights of the SAEs with random decoders
     in the order of `layers`, or empty; `closed_book`: closed_book.parquet of a conflict set, or
-    empty.
+    empty; `without_context`: without_context.parquet of a data set with contexts, or empty.
     """
     drawn = [detection_run.DrawnAnswers(tables.read_parquet(path), path) for path in samples]
     with threadpool_limits(threads):
@@ -66,6 +67,7 @@ def main(
             seed,
             drawn[0] if drawn else None,
             tables.read_parquet(closed_book[0]) if closed_book else None,
+            tables.read_parquet(without_context[0]) if without_context else None,
         )
     with files.atomic_write(scores, "wb") as stream:
         trained.scores.to_parquet(stream, index=False)

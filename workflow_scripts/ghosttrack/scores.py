@@ -156,6 +156,7 @@ CLOSED_BOOK, CLOSED_BOOK_AND_CONTEXT = "closed_book", "closed_book_and_context"
 WITH_CLOSED_BOOK = f"{DETECTOR}.with_closed_book"
 TEXT_ONLY, ANSWER_ONLY, QUESTION_ONLY = "text_only", "answer_only", "question_only"
 LENGTH, EMBEDDING_PROBE = "length", "embedding_probe"
+GENERATOR = "generator"
 TEXT_PAIR, EMBEDDING_PAIR = "text_pair", "embedding_pair"
 
 
@@ -508,6 +509,12 @@ _ALL = (
         "control",
         "length",
         "Logistic regression on the length of the text and of the answer.",
+    ),
+    Score(
+        GENERATOR,
+        "control",
+        "who wrote the answer",
+        "Logistic regression on the name of the model or person that wrote the answer.",
     ),
     Score(
         EMBEDDING_PROBE,

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from ghosttrack.detection import fold_ridge, token_features
+from ghosttrack.detection import controls, fold_ridge, splits, token_features
 from ghosttrack.detection import token_detectors as detectors
+from ghosttrack.detection.representations import context_support
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import token_tables
 from ghosttrack.settings import EvaluationSettings
@@ -197,7 +198,7 @@ def test_a_generator_that_hallucinates_is_caught_by_its_name() -> None:
 
 
 def test_noise_is_not_established() -> None:
-    for seed in range(3):
+    for seed in range(8):
         marks = np.random.default_rng(seed).random((ANSWERS, WORDS)) < 0.2
         _, claims = evaluate(planted(marks, seed), noise(seed + 10))
         assert "established" not in set(claims["verdict"])
@@ -294,3 +295,27 @@ def test_tables_of_other_texts_are_refused(change: Any, message: str) -> None:
     data = change(planted(np.zeros((ANSWERS, WORDS), dtype=bool)))
     with pytest.raises(UserError, match=message):
         detectors.read_inputs("x", data.examples, data.tokens, data.audited, data.without)
+
+
+def test_the_support_of_answers_is_the_gain_of_their_log_probability() -> None:
+    outputs = pd.DataFrame({"logprob_sum": [-3.0, -4.0]})
+    plain = pd.DataFrame(
+        {"example": [0, 0, 1], "logprob": [-4.0, -2.0, -3.0], "entropy": [1.0, 3.0, 5.0]}
+    )
+    found = context_support(outputs, plain, "x")
+    assert found["support_sum"].tolist() == [3.0, -1.0]
+    assert found["support_mean"].tolist() == [1.5, -1.0]
+    assert found["plain_entropy_mean"].tolist() == [2.0, 5.0]
+    with pytest.raises(UserError, match=r"x: without_context\.parquet has 1 answers"):
+        context_support(outputs, plain[:2], "x")
+
+
+def test_who_wrote_the_answers_is_a_control_where_it_is_known() -> None:
+    labels = np.tile([0, 1], 60)
+    examples = pd.DataFrame({"generator": np.where(labels == 1, "b", "a")})
+    assert controls.audited(examples) == (*controls.AUDITED, "generator")
+    assert controls.audited(examples.rename(columns={"generator": "x"})) == controls.AUDITED
+    groups = np.array([f"g{number}" for number in range(120)], dtype=object)
+    for outer in splits.outer_folds(labels, groups, np.arange(120) // 2 % 5, 3, 0):
+        fit = controls.generator(examples, labels, outer)
+        assert auroc(labels[outer.test], fit.test_log_odds) == 1.0

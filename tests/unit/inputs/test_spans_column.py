@@ -161,7 +161,7 @@ def test_written_spans_are_read_back_and_mark_the_tokens_of_the_answer(tmp_path:
 
 
 def test_repeats_in_different_contexts_are_different_answers(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"text": "Unable to answer.", "spans": [], "passage": "a"},
         {"text": "Unable to answer.", "spans": [[0, 6]], "passage": "b"},
         {"text": "Unable to answer.", "spans": [], "passage": "a"},

@@ -65,7 +65,7 @@ def run(
     examples = examples.assign(dataset=dataset, group=cv_groups)
     labels = examples["label"].to_numpy(dtype=np.int64)
     reason = splits.infeasible_reason(labels, cv_groups, detection.folds, detection.inner_folds)
-    scores = {name: np.full(len(labels), np.nan) for name in controls.AUDITED}
+    scores = {name: np.full(len(labels), np.nan) for name in controls.audited(examples)}
     fold = np.full(len(labels), -1, dtype=np.int64)
     if not reason:
         fold = splits.assign_folds(labels, cv_groups, detection.folds, seed)
@@ -103,7 +103,7 @@ def _scores(
     outer_folds: list[splits.OuterFold],
     dataset: str,
 ) -> dict[str, Floats]:
-    scores = {name: np.full(len(labels), np.nan) for name in controls.AUDITED}
+    scores = {name: np.full(len(labels), np.nan) for name in controls.audited(examples)}
     progress = Progress(f"leak audit of {dataset}", len(outer_folds), "folds")
     for outer in outer_folds:
         fits = {
@@ -113,6 +113,8 @@ def _scores(
             registry.LENGTH: controls.length(examples, labels, outer),
             registry.EMBEDDING_PROBE: controls.embedding_probe(embedding, labels, outer),
         }
+        if registry.GENERATOR in scores:
+            fits[registry.GENERATOR] = controls.generator(examples, labels, outer)
         for name, fit in fits.items():
             scores[name][outer.test] = probes.probability(fit.test_log_odds)
         progress.advance(1)

@@ -17,6 +17,8 @@ from ghosttrack.detection.splits import OuterFold
 TEXTS = (registry.TEXT_ONLY, registry.ANSWER_ONLY)
 # Controls of the leak audit: they read no activation after the token embedding and no model output.
 AUDITED = (*TEXTS, registry.QUESTION_ONLY, registry.LENGTH, registry.EMBEDDING_PROBE)
+# The control of data sets that name who wrote each answer.
+GENERATED = (registry.GENERATOR,)
 # Inverse regularisation strengths of the text models.
 TEXT_STRENGTHS = (0.3, 3.0, 30.0)
 # Knots of the length spline: enough for "too short or too long is false", few enough for a hundred
@@ -174,6 +176,18 @@ def length(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> FoldFit:
     )
 
 
+def generator(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> FoldFit:
+    """Logistic regression on who wrote the answer (column generator)."""
+    code, names = pd.factorize(examples["generator"], sort=True)
+    x = np.eye(len(names))[code]
+    return probes.logistic(x[outer.train], labels[outer.train], outer.inner_fold, x[outer.test])
+
+
+def audited(examples: pd.DataFrame) -> tuple[str, ...]:
+    """The controls of the leak audit of a data set."""
+    return (*AUDITED, *(GENERATED if "generator" in examples else ()))
+
+
 def embedding_probe(embedding: NDArray[Any], labels: Ints, outer: OuterFold) -> FoldFit:
     """Ridge probe on the mean token embedding of the answer, (examples, d_model)."""
     return probes.ridge(
@@ -210,7 +224,14 @@ UNTRAINED = {
 # remarks.
 OCCASIONAL = ("self_consistency", "semantic_entropy", "p_true", registry.REMARK_LOGPROB)
 # Single scores that are untrained or read no model. A claim must beat the best of them.
-SINGLE = (*UNTRAINED, registry.LENGTH, *TEXTS, registry.QUESTION_ONLY, registry.TEXT_PAIR)
+SINGLE = (
+    *UNTRAINED,
+    registry.LENGTH,
+    *TEXTS,
+    registry.QUESTION_ONLY,
+    registry.TEXT_PAIR,
+    registry.GENERATOR,
+)
 
 
 def untrained(name: str, outputs: pd.DataFrame) -> Floats:

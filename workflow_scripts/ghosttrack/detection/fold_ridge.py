@@ -17,7 +17,7 @@ from ghosttrack.statistics import auroc
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Matrix = NDArray[Any] | sparse.csr_array
+Matrix = Any  # a dense array or a scipy.sparse.csr_array, (rows, columns)
 
 # Ridge strengths in units of the number of rows; the columns have variance 1.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -46,14 +46,20 @@ class FoldScores(NamedTuple):
 class _Moments(NamedTuple):
     """Sums over rows: number, columns, products of columns, columns times labels, labels."""
 
-    count: float
+    rows: float
     column: Floats
     product: Floats
     with_label: Floats
     label: float
 
     def plus(self, other: "_Moments", sign: int = 1) -> "_Moments":
-        return _Moments(*(mine + sign * theirs for mine, theirs in zip(self, other, strict=True)))
+        return _Moments(
+            self.rows + sign * other.rows,
+            self.column + sign * other.column,
+            self.product + sign * other.product,
+            self.with_label + sign * other.with_label,
+            self.label + sign * other.label,
+        )
 
 
 class _Fits(NamedTuple):
@@ -169,12 +175,12 @@ def _moments(x: Matrix, y: Ints) -> _Moments:
 
 def _fits(sums: _Moments, strengths: Sequence[float]) -> _Fits:
     """A fit for every strength."""
-    mean, rate = sums.column / sums.count, sums.label / sums.count
-    covariance = sums.product / sums.count - np.outer(mean, mean)
+    mean, rate = sums.column / sums.rows, sums.label / sums.rows
+    covariance = sums.product / sums.rows - np.outer(mean, mean)
     variance = np.diag(covariance)
     # A constant column has only rounding errors, and gets no weight.
     scale = np.sqrt(np.where(variance > _CONSTANT, variance, np.inf))
-    target = (sums.with_label / sums.count - mean * rate) / scale
+    target = (sums.with_label / sums.rows - mean * rate) / scale
     correlation = covariance / np.outer(scale, scale)
     weights = np.column_stack(
         [

@@ -226,6 +226,35 @@ def _deviation(values: "pd.Series[float]") -> float:
     return float(values.std(ddof=0)) or 1.0
 
 
+def context_support(
+    outputs: pd.DataFrame, without_context: pd.DataFrame, name: str
+) -> dict[str, NDArray[np.float64]]:
+    """How much its context raises the log-probability of each answer, in nats, (examples,).
+
+    Args:
+        outputs: outputs.parquet.
+        without_context: without_context.parquet, one row per answer token.
+        name: the data set, for errors.
+    Returns:
+        support_sum and support_mean over the answer's tokens, and entropy_mean without the context.
+    Raises:
+        UserError: the tables are from different texts.
+    """
+    by_example = without_context.groupby("example")
+    if list(by_example.groups) != list(range(len(outputs))):
+        raise UserError(
+            f"{name}: without_context.parquet has {by_example.ngroups} answers, outputs.parquet "
+            f"{len(outputs)}: delete the data set's folder in examples/ and run again"
+        )
+    plain, tokens = by_example["logprob"].sum().to_numpy(), by_example.size().to_numpy()
+    gain = outputs["logprob_sum"].to_numpy() - plain
+    return {
+        "support_sum": np.asarray(gain, dtype=np.float64),
+        "support_mean": np.asarray(gain / tokens, dtype=np.float64),
+        "plain_entropy_mean": by_example["entropy"].mean().to_numpy(dtype=np.float64),
+    }
+
+
 def lens_features(outputs: pd.DataFrame) -> pd.DataFrame:
     """Logit-lens comparison of an answer with the other candidate answers, one row per example.
 

@@ -15,6 +15,7 @@ from ghosttrack.detection.representations import (
     REMARK_SUPPORT,
     LayerBlocks,
     by_relation,
+    context_support,
     layer_blocks,
     lens_features,
     output_features,
@@ -76,6 +77,7 @@ def train_dataset(
     seed: int,
     samples: DrawnAnswers | None = None,
     closed_book: pd.DataFrame | None = None,
+    without_context: pd.DataFrame | None = None,
 ) -> DatasetScores:
     """Train every detector in the folds of the leak audit.
 
@@ -85,6 +87,8 @@ def train_dataset(
         audited: scores of the audit's controls, with the folds.
         samples: sampled answers of a generated data set.
         closed_book: closed_book.parquet of a conflict set.
+        without_context: without_context.parquet of a data set with contexts; the support of the
+            context becomes an output feature.
     Raises:
         UserError: the tables are from different examples.
     """
@@ -113,6 +117,8 @@ def train_dataset(
         agrees = np.array(remarks.agreement(examples), dtype=np.bool_)
         support = remark_support(outputs, agrees, remarks.strata(examples))
         outputs = outputs.assign(**{REMARK_SUPPORT: support})
+    if without_context is not None:
+        outputs = outputs.assign(**context_support(outputs, without_context, dataset))
     untrained = [name for name in controls.UNTRAINED if controls.is_measured(name, outputs)]
     scores = {name: controls.untrained(name, outputs.iloc[rows]) for name in untrained}
     reasons = {name: controls.missing(name, outputs.iloc[rows]) for name in untrained}

@@ -3,7 +3,8 @@
 A token is hallucinated if a span of probability .5 or more overlaps it. All tokens of an answer, and
 all answers of a group, are in one fold. Every score is a ridge regression (`fold_ridge`) on the
 columns of its name; strengths, layers and thresholds are chosen in the training folds. A threshold
-maximises the F1 of characters.
+maximises the F1 of characters. The two scores on all inputs are stacks: their columns are the
+out-of-fold scores of the others.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,9 @@ GENERATOR, POSITION, LENGTH, WORDS, COPY = (
 LOGPROB, ENTROPY, SUPPORT = "token_logprob", "token_entropy", "token_support"
 OUTPUT, ALL_CONTROLS = "token_output", "token_controls"
 TEXT_CONTROLS = (GENERATOR, POSITION, LENGTH, WORDS, COPY)
+# Controls that read neither the model nor the context: a score that is not above them is an
+# artefact.
+LEAKS = (GENERATOR, POSITION, LENGTH, WORDS)
 OUTPUT_CONTROLS = (LOGPROB, ENTROPY, SUPPORT, OUTPUT)
 CONTROLS = (*TEXT_CONTROLS, *OUTPUT_CONTROLS, ALL_CONTROLS)
 # Scores on activations.
@@ -152,11 +156,10 @@ def train(
     chosen: dict[str, list[int]] = {}
     for name, by_layer in ((RAW, raw), (SAE, sae)):
         fits[name], chosen[name] = best_layer(by_layer, fold)
-    dense = np.column_stack([table for name, table in tables.items() if name != WORDS])
-    for name, bases in ((ALL_CONTROLS, [WORDS]), (DETECTOR, [WORDS, RAW, SAE])):
+    for name, bases in ((ALL_CONTROLS, list(tables)), (DETECTOR, [*tables, RAW, SAE])):
 
         def columns(outer: int, bases: list[str] = bases) -> NDArray[Any]:
-            return np.column_stack([dense, *(fits[base].train[outer] for base in bases)])
+            return np.column_stack([fits[base].train[outer] for base in bases])
 
         fits[name] = fold_ridge.leave_out_by_fold(columns, y, fold)
     characters, marked = character_counts(inputs)

@@ -27,6 +27,7 @@ _TEXTS = {
     registry.TEXT_ONLY: "the text alone",
     registry.ANSWER_ONLY: "the answer alone",
     registry.TEXT_PAIR: "the text of question and answer together",
+    registry.GENERATOR: "who wrote the answer",
 }
 
 

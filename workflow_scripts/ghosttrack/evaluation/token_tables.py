@@ -302,55 +302,83 @@ def _claims(
                 "difference_high": gain.high,
                 "groups": groups,
                 "gain": gain,
-                "explained": _explained(ours, measure, known, measured, settings.confidence),
+                "explained": _not_beaten(
+                    ours,
+                    measure,
+                    [name for name in known if name in names.LEAKS],
+                    measured,
+                    settings,
+                ),
+                "single": _not_beaten(ours, measure, single, measured, settings),
+                "chance": not statistics.interval(
+                    measured.draws[measure, ours], settings.confidence
+                ).low
+                > 0.5,
             }
         )
     corrected = statistics.holm([row["gain"].p for row in rows])
     for row, p in zip(rows, corrected, strict=True):
         row["p_holm"] = p
         row["verdict"], row["reason"] = _verdict(
-            row.pop("gain"), p, row.pop("explained"), groups, settings
+            row.pop("gain"),
+            p,
+            row.pop("explained"),
+            row.pop("single"),
+            row.pop("chance"),
+            groups,
+            settings,
         )
     return pd.DataFrame(rows, columns=list(CLAIMS))
 
 
-def _explained(
-    ours: str, measure: str, known: Sequence[str], measured: _Measured, confidence: float
+def _not_beaten(
+    ours: str,
+    measure: str,
+    controls: Sequence[str],
+    measured: _Measured,
+    settings: EvaluationSettings,
 ) -> str:
-    """The best text control above chance that a score does not beat, or ""."""
-    for text in sorted(
-        (name for name in known if name in names.TEXT_CONTROLS),
-        key=lambda name: -measured.auroc[measure, name],
-    ):
-        draws = measured.draws[measure, text]
+    """The best of the controls above chance that a score does not beat, or ""."""
+    for name in sorted(controls, key=lambda name: -measured.auroc[measure, name]):
+        draws = measured.draws[measure, name]
         gain = statistics.difference(
             measured.auroc[measure, ours],
-            measured.auroc[measure, text],
+            measured.auroc[measure, name],
             measured.draws[measure, ours],
             draws,
-            confidence,
+            settings.confidence,
         )
-        if statistics.interval(draws, confidence).low > 0.5 and not gain.low > 0:
-            return text
+        if statistics.interval(draws, settings.confidence).low > 0.5 and not gain.low > 0:
+            return name
     return ""
 
 
 def _verdict(
-    gain: Difference, p: float, explained: str, groups: int, settings: EvaluationSettings
+    gain: Difference,
+    p: float,
+    explained: str,
+    single: str,
+    chance: bool,
+    groups: int,
+    settings: EvaluationSettings,
 ) -> tuple[str, str]:
     if not np.isfinite([gain.value, gain.low]).all():
         return registry.NOT_ESTABLISHED, "the scores have no AUROC"
     if explained:
         return (
             registry.ARTEFACT,
-            f"{explained}, a control without the model, is above chance, and the score is not "
-            "above it",
+            f"{explained} reads neither model nor context and is above chance, and the score is "
+            "not above it",
         )
     if groups < settings.minimum_groups:
         return (
             registry.NOT_ESTABLISHED,
             f"{groups} groups, fewer than evaluation.minimum_groups = {settings.minimum_groups}",
         )
+    if gain.low > 0 and chance:
+        return registry.NOT_ESTABLISHED, "the score is not above chance"
+    if gain.low > 0 and single:
+        return registry.NOT_ESTABLISHED, f"the score is not above {single} alone"
     if gain.low > 0 and p < 1 - settings.confidence:
         return registry.ESTABLISHED, ""
     if gain.low > 0:

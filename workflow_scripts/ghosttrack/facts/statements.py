@@ -307,10 +307,10 @@ def _difference(
     rarity = abs(round(math.log2(counts[first.answer] / counts[second.answer])))
     return words, 4 * rarity + abs(
         len(first.answer) - len(second.answer)
-    ) + 2 * strict * _spelling_bias(first, second)
+    ) + 2 * strict * spelling_bias(first, second)
 
 
-def _spelling_bias(first: Fact, second: Fact) -> int:
+def spelling_bias(first: Fact, second: Fact) -> int:
     """Number of shared letter pairs by which true and false statements differ."""
     subjects = _letter_pairs(first.subject), _letter_pairs(second.subject)
     answers = _letter_pairs(first.answer), _letter_pairs(second.answer)

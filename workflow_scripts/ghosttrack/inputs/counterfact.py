@@ -3,21 +3,25 @@
 The published false statement of a subject is rarely the true statement of another, so the text
 alone predicts the label. Here only the true facts are used. Two facts of a relation, (A, a) and
 (B, b), make the statements "A a", "B b" (true) and "A b", "B a" (false): each subject and each
-answer is as often in a true statement as in a false one. A swapped answer must be false. That is
-certain only if a subject has one true answer, and all answers are of one kind. Relations without
-this property are dropped, and the log lists them.
+answer is as often in a true statement as in a false one. The true and the false statements of a
+block also share the same letter pairs between subject and answer, which a classifier of n-grams
+could use. A swapped answer must be false. That is certain only if a subject has one true answer,
+and all answers are of one kind. Relations without this property are dropped, and so are two whose
+subjects' names give the answer away (makers of products, positions of players). The log lists all
+relations. The text alone has an AUROC of .503 on the kept relations (95 % interval .498 to .508).
 """
 
 import logging
+import math
 import random
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts.examples import Example
-from ghosttrack.facts.statements import Fact, pair_facts
+from ghosttrack.facts.statements import Fact, spelling_bias, swappable
 from ghosttrack.inputs.cells import Row, all_columns, require_columns, shown, text_of
 
 log = logging.getLogger("ghosttrack")
@@ -25,6 +29,7 @@ log = logging.getLogger("ghosttrack")
 # Fewest facts of a relation.
 LEAST_FACTS = 20
 SEVERAL = "a subject may have several true answers"
+NAMES = "the text alone predicts the label: names of subjects with one answer resemble each other"
 LEVELS = "answers are places of several levels, one inside the other, or of several kinds"
 FEW = f"fewer than {LEAST_FACTS} facts"
 UNPAIRED = "no two facts can be swapped"
@@ -35,8 +40,6 @@ KEPT = tuple(
     for pattern in (
         r"The (mother tongue|native language) of \{\} is$|\{\} is a native speaker of$",
         r"The (original )?language of \{\} (is|was)$|\{\} (is|was) written in$",
-        r"\{\} plays (as|in the position of)$",
-        r"\{\} (is|was) (created|developed|produced) by$|\{\} (is|was) a product of$",
         r"\{\} (debuted|premiered|premieres|is to debut|was released|was originally aired) on$",
         r"\{\} (is located in the|is a part of the|belongs to the) continent( of)?$",
         r"\{\} (is located in|was created in) the country of$",
@@ -55,6 +58,8 @@ KEPT = tuple(
 DROPPED = tuple(
     (re.compile(pattern), reason)
     for pattern, reason in (
+        (r".*((created|developed|produced) by|a product of)$", NAMES),
+        (r"\{\} plays (as|in the position of)$", NAMES),
         (r".*twin city", SEVERAL),
         (
             r".*(speaks|spoke|writes in|understand|official language|law in|language spoken)",
@@ -143,7 +148,7 @@ def _blocks(
         Fact(template, subject, answer, (), tuple(sorted(true[subject])), (), (), "evaluated")
         for subject, answer in facts.items()
     ]
-    for number, (first, second) in enumerate(pair_facts(listed, rng, strict=True)):
+    for number, (first, second) in enumerate(_pairs(listed, rng)):
         group = f"{template}-{number:05d}"
         for subject in (first, second):
             for stated in (first, second):
@@ -168,6 +173,33 @@ def _blocks(
                     )
                 )
     return rows
+
+
+def _pairs(facts: Sequence[Fact], rng: random.Random) -> Iterator[tuple[Fact, Fact]]:
+    """Pairs of facts whose swapped answers are false and sound alike; each fact is in at most one.
+
+    Of several partners, the one whose answer is as frequent and as long is preferred.
+    """
+    free = list(facts)
+    rng.shuffle(free)
+    counts = Counter(fact.answer for fact in facts)
+
+    def difference(first: Fact, second: Fact) -> int:
+        rarity = abs(round(math.log2(counts[first.answer] / counts[second.answer])))
+        words = abs(len(first.answer.split()) - len(second.answer.split()))
+        return 16 * words + 4 * rarity + abs(len(first.answer) - len(second.answer))
+
+    while free:
+        first = free.pop()
+        options = [
+            index
+            for index, second in enumerate(free)
+            if swappable(first, second, strict=True) and not spelling_bias(first, second)
+        ]
+        if options:
+            best = min(options, key=lambda index: difference(first, free[index]))
+            second = free.pop(best)
+            yield (first, second) if rng.random() < 0.5 else (second, first)
 
 
 def _log_relations(relations: Iterable[Relation]) -> None:

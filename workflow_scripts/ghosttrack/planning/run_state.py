@@ -246,13 +246,9 @@ def _outputs(
         )
         if datasets[name].conflict:
             yield "extract_closed_book", name, [f"examples/{name}/closed_book.parquet"]
+        if datasets[name].has_contexts:
+            yield "extract_without_context", name, [f"examples/{name}/without_context.parquet"]
         if datasets[name].has_spans:
-            if datasets[name].has_contexts:
-                yield (
-                    "extract_without_context",
-                    name,
-                    [f"examples/{name}/without_context.parquet"],
-                )
             yield (
                 "train_token_detectors",
                 name,

@@ -173,10 +173,10 @@ TOKEN_SCORES = {
     "token_entropy": "entropy of the prediction",
     "token_support": "gain of log-probability by the context",
     "token_output": "all output features",
-    "token_controls": "all controls together",
+    "token_controls": "the scores of all controls",
     "token_raw_probe": "raw activations of one layer",
     "token_sae_probe": "SAE features of one layer",
-    "token_detector": "all controls, raw activations and SAE features",
+    "token_detector": "the scores of all controls and of both probes",
 }
 
 
