@@ -70,6 +70,16 @@ def by_token(chromium: Browser, page: Path, text: str) -> None:
     take(chromium, "explorer_answer.png")
 
 
+def candidates(chromium: Browser, page: Path, text: str) -> None:
+    """A text whose output a false remark misled, with the ribbons of its two candidate answers."""
+    chromium.open(page, 1500, 1000, text)
+    chromium.wait(
+        f"document.body && document.body.dataset.ready && document.body.dataset.shown.startsWith({text!r})"
+    )
+    chromium.wait("document.querySelector('.race .track')")
+    take(chromium, "explorer_candidates.png")
+
+
 def score_own(chromium: Browser, run: Path) -> None:
     """The page of a few user texts."""
     with tempfile.TemporaryDirectory() as folder:
@@ -105,10 +115,15 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("text", help="id of the text to show, as in the explorer's address")
     parser.add_argument("answer", help="id of a text whose answer has several tokens")
+    parser.add_argument(
+        "misled", nargs="?", help="id of a text with compared candidate answers (preset misled)"
+    )
     chosen = parser.parse_args()
     with browser() as started:
         report(started, chosen.run)
         explore(started, (chosen.run / "explorer.html").resolve(), chosen.text)
         by_token(started, (chosen.run / "explorer.html").resolve(), chosen.answer)
+        if chosen.misled:
+            candidates(started, (chosen.run / "explorer.html").resolve(), chosen.misled)
         score_own(started, chosen.run)
     serve(chosen.run)

@@ -42,7 +42,7 @@ const candidateAxis = (() => {
     const y = (candidate, value) => middle + side(candidate) * (3 + ((HALF - 6) * value) / tallest);
     const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Tracks of the candidate answers by layer" });
     if (tools.chosen >= 0) svg.classList.add("dimmed");
-    layers.forEach((name, layer) => svg.append(draw("text", { class: "axis", x: x(layer), y: 12 }, layer ? String(name) : `layer ${name}`)));
+    layers.forEach((name, layer) => svg.append(draw("text", { class: "axis", x: x(layer), y: 12 }, layer || step < 58 ? String(name) : `layer ${name}`)));
     svg.append(draw("path", { class: "middle", d: `M${LEFT} ${middle}H${width - RIGHT}` }));
     const groups = data.tracks.map(([candidate, position], place) => {
       const places = [...spots[place].keys()], chosen = tools.chosen === place;
