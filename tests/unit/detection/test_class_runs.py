@@ -1,6 +1,7 @@
 """Detector classes: run in the folds, blind to labels of what they score, refused in one line."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,12 @@ def test_a_class_is_loaded_from_a_file_with_its_neighbours(tmp_path: Path) -> No
         class_runs.load(path, "", "Mine", WHERE)
 
 
+def layer_four(
+    x: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
+) -> dict[int, npt.NDArray[np.float32]]:
+    return {4: x[rows]}
+
+
 TEMPLATE = ROOT / "config" / "detectors" / "mean_difference.py"
 
 
@@ -245,7 +252,7 @@ def test_the_template_is_the_example_of_the_page_and_finds_a_planted_direction()
             class_runs.load(TEMPLATE, "", "MeanDifference", WHERE),
             WHERE,
             texts,
-            {"activations": lambda rows, x=x: {4: x[rows]}},
+            {"activations": partial(layer_four, x)},
             audited(texts),
             seed=0,
         )
