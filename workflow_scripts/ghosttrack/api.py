@@ -58,12 +58,17 @@ class Detector:
         self._scorer = Scorer(run, gpus)
         self._meanings = Meanings(run)
         self._judge = StatementJudge(RunPaths(run), self._scorer.detector, **self._scorer.reading())
-        self.calibration = load(calibration, self.about) if calibration else None
+        self.calibration = load(calibration, self.identity) if calibration else None
 
     @property
     def about(self) -> Mapping[str, Any]:
         """Description of the detector; `quality` holds its out-of-fold AUROC and calibration."""
         return self._scorer.about
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Descriptions of both detectors, of answers and of statements, with their digests."""
+        return {"answers": dict(self.about), "statements": self._judge.about}
 
     @classmethod
     def load(cls, run: str | Path, *, gpus: int = 1, calibration: str | Path | None = None) -> Self:

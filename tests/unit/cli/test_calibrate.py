@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -75,7 +76,7 @@ def test_a_calibration_is_refused_after_the_detector_has_changed(
     )
 
 
-def table(path: Path, rows: list[tuple[object, ...]], header: str = "text,label") -> Path:
+def table(path: Path, rows: Sequence[tuple[object, ...]], header: str = "text,label") -> Path:
     with path.open("w", newline="") as stream:
         csv.writer(stream).writerows([header.split(","), *rows])
     return path

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from ghosttrack.api import Detector
 from ghosttrack.cli import score, waiting
 from ghosttrack.detection.scored_texts import Reason, ScoredText, ScoredToken
 from ghosttrack.errors import UserError
-from ghosttrack.runtime import progress
 
 HERE = Path(__file__).parents[3]
 
@@ -96,7 +96,7 @@ def test_progress_has_rate_and_time_left_and_is_silent_for_few_texts(
     assert capsys.readouterr().err == ""
 
     times = iter(range(0, 10_000, 4))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
     assert len(list(waiting.with_progress(map(scored, range(50)), 50))) == 50
     lines = capsys.readouterr().err.splitlines()
     assert "texts/s, " in lines[0]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from ghosttrack.activations.example_tokens import Positions
 from ghosttrack.cli import score
 from ghosttrack.detection import faithfulness, saved, saved_fit
 from ghosttrack.detection.reasons import Meanings
-from ghosttrack.detection.scoring import Scorer
+from ghosttrack.detection.scoring import ScoredBatch, Scorer
 from ghosttrack.errors import UserError
 from ghosttrack.facts import contexts
 from ghosttrack.report import scored
@@ -510,9 +511,15 @@ def test_ablated_named_features_are_those_that_a_score_names(
     run: Path, detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = Scorer(run)
-    asked: list[list[list[tuple[int, int]]]] = []
+    removed: list[list[set[tuple[int, int]]]] = []
     read = scorer.read
-    monkeypatch.setattr(scorer, "read", lambda *given: (asked.append(given[2:]), read(*given))[1])
+
+    def recorded(encoded: Any, count: int, pairs: Any = None) -> ScoredBatch:
+        if pairs is not None:
+            removed.append([set(each) for each in pairs])
+        return read(encoded, count, pairs)
+
+    monkeypatch.setattr(scorer, "read", recorded)
     examples = pd.read_parquet(run / "datasets" / "facts" / "examples.parquet").head(3)
     texts = examples.assign(dataset="facts")
     faithfulness.measure(scorer, texts, 0, 100, 0.95, Meanings(run))
@@ -522,7 +529,6 @@ def test_ablated_named_features_are_those_that_a_score_names(
         {(scorer.layers.index(reason.layer), reason.feature) for reason in each.reasons}
         for each in detector.score(given, reasons=count)
     ]
-    removed = [list(map(set, pairs)) for (pairs,) in filter(None, asked)]
     assert removed[1] == named  # after the random features of the same number
     assert removed[0] != named
 

@@ -283,7 +283,7 @@ def _calibrate(chosen: argparse.Namespace, labelled: Labelled, out: Path) -> Non
     made, reached = calibrated(labelled, scores)
     about = {
         "run": Path(chosen.run).resolve().name,
-        "detector": calibration.detector_of(detector.about),
+        "detector": calibration.detector_of(detector.identity),
         "texts": len(labels),
         "hallucinated": int(labels.sum()),
         "groups": len(set(_cv_groups(labelled))),

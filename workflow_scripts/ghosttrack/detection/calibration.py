@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ghosttrack import statistics
 from ghosttrack.detection import probes, splits
-from ghosttrack.detection.scored_texts import ABSTAIN, HALLUCINATED, TRUE, ScoredText
+from ghosttrack.detection.scored_texts import HALLUCINATED, TRUE, UNSURE, ScoredText
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import files
 
@@ -90,7 +90,7 @@ class Calibration(NamedTuple):
         certain = max(hallucinated, 1 - hallucinated) >= self.threshold(confidence)
         verdict = HALLUCINATED if hallucinated >= 0.5 else TRUE
         return score._replace(
-            probability=hallucinated, verdict=verdict if certain else ABSTAIN, calibration=self.name
+            probability=hallucinated, verdict=verdict if certain else UNSURE, calibration=self.name
         )
 
 
@@ -245,7 +245,7 @@ def save(made: Calibration, about: Mapping[str, Any], path: Path) -> None:
 
 
 def load(path: Path, about: Mapping[str, Any]) -> Calibration:
-    """Read a calibration of the detector with the description `about`.
+    """Read a calibration of the detector with the description `about` (`Detector.identity`).
 
     Raises:
         UserError: the file is missing, damaged, of another version, or of another detector.
@@ -271,10 +271,14 @@ def load(path: Path, about: Mapping[str, Any]) -> Calibration:
             f"calibration: {path} was made for another detector (run {content['run']}), or the "
             "run's detector has changed since; run make calibrate again"
         )
-    arrays = (np.array(content[name], dtype=np.float64) for name in ("mean", "scale", "weight"))
+    mean, scale, weight = (
+        np.array(content[name], dtype=np.float64) for name in ("mean", "scale", "weight")
+    )
     return Calibration(
         path.name,
-        *arrays,
+        mean,
+        scale,
+        weight,
         float(content["intercept"]),
         np.array(content["certainty"], dtype=np.float64),
         np.array(content["wrong"], dtype=np.bool_),

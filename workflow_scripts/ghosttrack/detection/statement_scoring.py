@@ -46,6 +46,11 @@ class StatementJudge:
         self._reading = reading
 
     @property
+    def about(self) -> dict[str, Any]:
+        """Description of the statement detector."""
+        return dict(self._saved.about)
+
+    @property
     def reason(self) -> str:
         """Why the run has no statement detector; "" if it has one."""
         return str(self._saved.about.get("reason", ""))
