@@ -18,8 +18,8 @@ Bools = NDArray[np.bool_]
 FEATURES = ("confidence", "agreement", "polarity", "nearness")
 # Stated confidences that have a threshold.
 CONFIDENCES = np.round(np.arange(0.5, 1.0, 0.01), 2)
-# Standard errors over kinds by which the error of left-out kinds stays below 1 - confidence.
-MARGIN = 1.0
+# Standard errors over kinds (one-sided 95 %) by which the error of left-out kinds stays below 1 - confidence.
+MARGIN = 1.645
 # A threshold needs decided statements in this many kinds, and this many statements.
 LEAST_KINDS, LEAST_DECIDED = 3, 30
 # Share of the statements of left-out kinds that are nearer than the limit for "unlike".
