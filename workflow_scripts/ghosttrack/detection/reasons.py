@@ -124,7 +124,7 @@ class LayerMeanings:
         return Meaning(
             self._name([found[index] for index in chosen], [windows[index] for index in chosen]),
             tuple(
-                (_shown(before)[-_BEFORE:], token, _shown(after)[:_AFTER])
+                (_shown(before)[-_BEFORE:].lstrip(), token, _shown(after)[:_AFTER].rstrip())
                 for before, token, after in (windows[index] for index in chosen[:CONTEXTS])
             ),
             tuple(text.strip() for text in row["output_text"][:PROMOTED]),
