@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ghosttrack.activations.example_tokens import Encoded
     from ghosttrack.detection.scoring import FeatureContribution, ScoredBatch
+    from ghosttrack.detection.statement_scoring import Opinion
 
 # Numbers of texts that are sorted by length and batched together: few at first, so that results
 # appear soon. They affect rounding only.
@@ -118,7 +119,8 @@ class Detector:
         from ghosttrack.detection.probes import probability
         from ghosttrack.detection.statement_scoring import verdict_on_answer, verdict_on_statement
 
-        opinions = self._judge.judge([text.text for text in window]) or [None] * len(window)
+        judged = self._judge.judge([text.text for text in window])
+        opinions: Sequence[Opinion | None] = judged or [None] * len(window)
         spans = [
             _answer_span(text, whole=opinion is not None)
             for text, opinion in zip(window, opinions, strict=True)
