@@ -1,6 +1,7 @@
 """The detector of whole statements on planted kinds: what it decides is right, or it abstains."""
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -177,7 +178,7 @@ def test_too_few_kinds_give_a_reason() -> None:
 
 
 def test_a_saved_detector_judges_as_before_and_damage_is_refused(
-    tmp_path, trained: tuple[Planted, StatementDetector]
+    tmp_path: Path, trained: tuple[Planted, StatementDetector]
 ) -> None:
     planted, detector = trained
     weights, about = (
@@ -185,11 +186,12 @@ def test_a_saved_detector_judges_as_before_and_damage_is_refused(
         tmp_path / saved_statements.ABOUT_NAME,
     )
     saved_statements.save(detector, {"reason": "", "kinds": ["a"]}, weights, about)
-    loaded = saved_statements.load(tmp_path)
+    loaded = saved_statements.load(tmp_path).detector
+    assert loaded is not None
     given = kind(planted, np.random.default_rng(6), 20)
     for one, other in zip(
         detector.judge(given.states, given.outputs),
-        loaded.detector.judge(given.states, given.outputs),
+        loaded.judge(given.states, given.outputs),
         strict=True,
     ):
         assert one.tolist() == other.tolist()

@@ -18,10 +18,13 @@ Bools = NDArray[np.bool_]
 FEATURES = ("confidence", "agreement", "polarity", "nearness")
 # Stated confidences that have a threshold.
 CONFIDENCES = np.round(np.arange(0.5, 1.0, 0.01), 2)
-# Standard errors over kinds (one-sided 95 %) by which the error of left-out kinds stays below 1 - confidence.
-MARGIN = 1.645
+# Standard errors over kinds (one-sided 90 %) by which the error of left-out kinds stays below
+# 1 - confidence.
+MARGIN = 1.28
 # A threshold needs decided statements in this many kinds, and this many statements.
-LEAST_KINDS, LEAST_DECIDED = 3, 30
+LEAST_KINDS, LEAST_DECIDED = 5, 30
+# It also needs this share of all statements: a threshold that only a few reach is not tested.
+LEAST_SHARE = 0.02
 # Share of the statements of left-out kinds that are nearer than the limit for "unlike".
 NEAR = 0.99
 # Inverse strengths of the regularisation of the small logistic regressions.
@@ -180,7 +183,9 @@ def thresholds(selected: Floats, right: Bools, kind: Ints) -> Floats:
     n = len(names)
     standard_error = np.sqrt(spread * n / max(n - 1, 1)) / decided.sum(axis=1)
     bound = error + MARGIN * standard_error
-    allowed = (counts >= LEAST_DECIDED) & ((decided > 0).sum(axis=1) >= min(LEAST_KINDS, n))
+    allowed = (counts >= max(LEAST_DECIDED, LEAST_SHARE * len(kind))) & (
+        (decided > 0).sum(axis=1) >= min(LEAST_KINDS, n)
+    )
     # Equal scores are decided together.
     allowed[:-1] &= np.diff(selected[order]) < 0
     for number, confidence in enumerate(CONFIDENCES):
