@@ -118,7 +118,7 @@ def test_the_stated_error_holds_on_new_kinds_over_fifty_seeds() -> None:
         rng = np.random.default_rng([7, seed])
         planted = directions(rng)
         # Some kinds show the signal, some hardly, some not at all: exchangeable, and not alike.
-        strengths = rng.choice([0.0, 0.1, 0.4], size=14)
+        strengths = rng.choice([0.0, 0.1, 0.4], size=22)
         kinds = [
             kind(planted, rng, code, texts=24, strength=strength, negated=bool(rng.integers(2)))
             for code, strength in enumerate(strengths)
@@ -130,7 +130,8 @@ def test_the_stated_error_holds_on_new_kinds_over_fifty_seeds() -> None:
         exceeded += error > 0.25 * coverage
     assert sum(errors) <= 0.25 * sum(coverages)
     assert sum(coverages) > 0, "a detector that never decides passes no test"
-    assert exceeded <= 15
+    # Twelve new kinds are few: a bound that holds on average is exceeded now and then.
+    assert exceeded <= 12
 
 
 def test_thresholds_follow_the_error_of_whole_kinds() -> None:
