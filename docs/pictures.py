@@ -22,7 +22,7 @@ OWN = (
     "text,answer\nThe capital of France is Paris.,Paris\nThe capital of France is Berlin.,Berlin\nMadrid is a city in Spain.,Spain\n"
     "Madrid is a city in Norway.,Norway\nThe Nile flows through Egypt.,Egypt\nThe Nile flows through Finland.,Finland\n"
 )
-TYPED = "The capital of France is Berlin.\nMadrid is a city in Spain."
+TYPED = "The capital of France is [Berlin].\nMadrid is a city in Spain."
 CLICK = "document.querySelector(%r).dispatchEvent(new MouseEvent('click', {bubbles: true}))"
 
 

@@ -212,7 +212,7 @@ def test_a_mistake_in_the_last_line_is_named_before_the_first_text_is_returned(
         given_texts(tmp_path / "a.txt")
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
     found = given_texts(tmp_path / "a.txt")
-    assert (found.count, [each.id for each in found.texts]) == (2, ["1", "3"])
+    assert (found.number, [each.id for each in found.texts]) == (2, ["1", "3"])
 
 
 def test_files_without_line_feeds_and_unknown_encodings_are_refused_with_a_remedy(

@@ -116,6 +116,17 @@ def test_the_page_says_the_verdict_of_every_line_in_words_and_shows_the_form_aga
     assert 'value="0.9" selected' in page
 
 
+def test_square_brackets_mark_the_answer_of_a_statement(server: serve.Server) -> None:
+    lines = ["The capital of France is [Berlin].", "a [b] and [c]", "x []", "plain"]
+    assert ask_form(server, texts="\n".join(lines))[0] == 200
+    assert [(each["text"], each.get("answer")) for each in server.detector.seen] == [  # type: ignore[attr-defined]
+        (WRONG, "Berlin"),
+        ("a [b] and [c]", None),
+        ("x []", None),
+        ("plain", None),
+    ]
+
+
 def test_an_abstention_with_a_reason_is_said_in_words() -> None:
     (score,) = Fake().stream([{"text": OPEN}], confidence=0.75, reasons=0)
     score = score._replace(verdict="abstain: unlike anything it was tested on")

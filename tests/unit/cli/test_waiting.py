@@ -16,6 +16,7 @@ from ghosttrack.api import Detector
 from ghosttrack.cli import score, waiting
 from ghosttrack.detection.scored_texts import Reason, ScoredText, ScoredToken
 from ghosttrack.errors import UserError
+from ghosttrack.runtime import progress
 
 HERE = Path(__file__).parents[3]
 
@@ -102,6 +103,8 @@ def test_progress_has_rate_and_time_left_and_is_silent_for_few_texts(
     assert "texts/s, " in lines[0]
     assert lines[0].endswith(" left")
     assert lines[-1].startswith("scored: 50/50 texts")
+    progress.Progress("reading statements", 1, "texts").advance(1)  # a part of the work
+    assert capsys.readouterr().err == ""
 
     monkeypatch.undo()
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())

@@ -31,7 +31,7 @@ class Given(NamedTuple):
     """Texts in order, and their number."""
 
     texts: Iterator[Text]
-    count: int
+    number: int
 
 
 def read_context(path: Path | str | None, encoding: str = lines.UTF8) -> str:

@@ -252,7 +252,7 @@ def main(arguments: list[str]) -> int:
         detector = api.Detector.load(chosen.run, gpus=chosen.gpus, calibration=chosen.calibration)
         scores = detector.stream(given.texts, confidence=chosen.confidence, reasons=chosen.reasons)
         write(
-            with_progress(scores, given.count),
+            with_progress(scores, given.number),
             chosen.out,
             {**detector.about, "run": chosen.run.name, "confidence": chosen.confidence},
         )

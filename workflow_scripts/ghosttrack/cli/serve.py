@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 import socket
 import sys
 import threading
@@ -32,6 +33,7 @@ DISCARDED = 4_000_000
 # Seconds after which a connection that sends nothing is closed.
 PATIENCE = 30
 HTML, JSON = "text/html", "application/json"
+_BRACKETS = re.compile(r"([^\[\]]*)\[([^\[\]]*\w[^\[\]]*)\]([^\[\]]*)")
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -228,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
                 HTTPStatus.BAD_REQUEST, f"confidence: expected a number, found {confidence[:20]!r}"
             ) from None
         lines = [line.strip() for line in texts.split("\n") if line.strip()]
-        given = [{"text": line, "context": context} for line in lines]
+        given = [{**_marked(line), "context": context} for line in lines]
         return Request(_few(given), level, 5, served.Form(texts, context, level))
 
     def _from_json(self, body: str) -> Request:
@@ -310,6 +312,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _marked(line: str) -> dict[str, str]:
+    """A statement, with its answer if one part of it is in square brackets."""
+    parts = _BRACKETS.fullmatch(line)
+    return {"text": "".join(parts.groups()), "answer": parts[2]} if parts else {"text": line}
 
 
 def _few(texts: list[Any]) -> list[Any]:

@@ -17,6 +17,7 @@ from ghosttrack.runtime.progress import Progress
 log = logging.getLogger("ghosttrack")
 # So few texts are scored before a user wonders.
 FEW = 10
+LABEL = "scored"
 
 
 def limit_threads(threads: int) -> None:
@@ -42,8 +43,10 @@ class _ToStderr(logging.Handler):
     """Writes to the stderr of the moment, which tests replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one message in one line."""
-        sys.stderr.write(f"{record.getMessage()}\n")
+        """Write one message in one line; of progress, only that of all texts."""
+        message = record.getMessage()
+        if record.module != Progress.__module__.rpartition(".")[2] or message.startswith(LABEL):
+            sys.stderr.write(f"{message}\n")
 
 
 def with_progress(scores: Iterable[ScoredText], count: int) -> Iterator[ScoredText]:
@@ -56,9 +59,9 @@ def with_progress(scores: Iterable[ScoredText], count: int) -> Iterator[ScoredTe
     elif sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(scores, "scored", count, unit=" texts", file=sys.stderr, smoothing=0.1)
+        yield from tqdm(scores, LABEL, count, unit=" texts", file=sys.stderr, smoothing=0.1)
     else:
-        progress = Progress("scored", count, "texts")
+        progress = Progress(LABEL, count, "texts")
         for score in scores:
             yield score
             progress.advance(1)

@@ -4,6 +4,7 @@ A feature is named if it is sparse and its top contexts have something in common
 count in the score, but a name would mislead.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -124,7 +125,7 @@ class LayerMeanings:
         return Meaning(
             self._name([found[index] for index in chosen], [windows[index] for index in chosen]),
             tuple(
-                (_shown(before)[-_BEFORE:], token, _shown(after)[:_AFTER])
+                (_shown(before)[-_BEFORE:].lstrip(), token, _shown(after)[:_AFTER].rstrip())
                 for before, token, after in (windows[index] for index in chosen[:CONTEXTS])
             ),
             tuple(text.strip() for text in row["output_text"][:PROMOTED]),
@@ -148,7 +149,8 @@ class LayerMeanings:
         if one.token and one.token == other.token:
             return 1.0
         shared = self._total(one.words & other.words)
-        return shared / max((self._total(one.words) * self._total(other.words)) ** 0.5, 1e-9)
+        own = math.sqrt(self._total(one.words) * self._total(other.words))
+        return shared / max(own, 1e-9)
 
     def _total(self, words: Iterable[str]) -> float:
         return sum(self._weight[word] for word in words)
