@@ -244,7 +244,7 @@ def check_command(words: list[str], tmp_path: Path) -> None:
         assert program in KNOWN_PROGRAMS or program.startswith(("VENV/", "lock/")), program
 
 
-KNOWN_PROGRAMS = ("source", "printf", "export", "python3")
+KNOWN_PROGRAMS = ("source", "printf", "export", "python3", "curl")
 
 
 @pytest.mark.parametrize("block", blocks("sh"), ids=block_id)

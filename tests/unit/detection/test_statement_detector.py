@@ -1,6 +1,7 @@
 """The detector of whole statements on planted kinds: what it decides is right, or it abstains."""
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_the_stated_error_holds_on_new_kinds_over_fifty_seeds() -> None:
         rng = np.random.default_rng([7, seed])
         planted = directions(rng)
         # Some kinds show the signal, some hardly, some not at all: exchangeable, and not alike.
-        strengths = rng.choice([0.0, 0.1, 0.4], size=14)
+        strengths = rng.choice([0.0, 0.1, 0.4], size=22)
         kinds = [
             kind(planted, rng, code, texts=24, strength=strength, negated=bool(rng.integers(2)))
             for code, strength in enumerate(strengths)
@@ -129,7 +130,8 @@ def test_the_stated_error_holds_on_new_kinds_over_fifty_seeds() -> None:
         exceeded += error > 0.25 * coverage
     assert sum(errors) <= 0.25 * sum(coverages)
     assert sum(coverages) > 0, "a detector that never decides passes no test"
-    assert exceeded <= 15
+    # Twelve new kinds are few: a bound that holds on average is exceeded now and then.
+    assert exceeded <= 12
 
 
 def test_thresholds_follow_the_error_of_whole_kinds() -> None:
@@ -177,7 +179,7 @@ def test_too_few_kinds_give_a_reason() -> None:
 
 
 def test_a_saved_detector_judges_as_before_and_damage_is_refused(
-    tmp_path, trained: tuple[Planted, StatementDetector]
+    tmp_path: Path, trained: tuple[Planted, StatementDetector]
 ) -> None:
     planted, detector = trained
     weights, about = (
@@ -185,11 +187,12 @@ def test_a_saved_detector_judges_as_before_and_damage_is_refused(
         tmp_path / saved_statements.ABOUT_NAME,
     )
     saved_statements.save(detector, {"reason": "", "kinds": ["a"]}, weights, about)
-    loaded = saved_statements.load(tmp_path)
+    loaded = saved_statements.load(tmp_path).detector
+    assert loaded is not None
     given = kind(planted, np.random.default_rng(6), 20)
     for one, other in zip(
         detector.judge(given.states, given.outputs),
-        loaded.detector.judge(given.states, given.outputs),
+        loaded.judge(given.states, given.outputs),
         strict=True,
     ):
         assert one.tolist() == other.tolist()

@@ -1,5 +1,6 @@
 """Words, sentences and windows: they lie within the text, in order, and cover it in any script."""
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -59,6 +60,7 @@ def test_sentences_are_ordered_whole_graphemes_and_cover_letters_and_digits(text
 
 
 @given(SCRIPTS, st.integers(1, 12))
+@example(" \u0e31", 1)
 @settings(max_examples=400, deadline=None)
 def test_windows_cover_every_sentence_and_hold_at_most_the_room(text: str, room: int) -> None:
     """Every UTF-8 byte is a token, as in a byte-level tokenizer at its worst."""
@@ -151,3 +153,15 @@ def test_words_of_several_scripts(text: str, expected: list[str]) -> None:
 
 def test_the_full_stop_is_no_part_of_the_judged_sentence() -> None:
     assert sentences("Rome is big.” Yes!") == [Sentence(0, 11, 13), Sentence(14, 17, 18)]
+
+
+@pytest.mark.parametrize("text", ["a" * 50_000 + "." * 50_000, ".) " * 30_000, "A. " * 30_000])
+def test_the_time_grows_in_proportion_to_the_text(text: str) -> None:
+    def seconds(part: str) -> float:
+        start = time.process_time()
+        sentences(part)
+        words(part)
+        return time.process_time() - start
+
+    short, long = seconds(text[: len(text) // 10]), seconds(text)
+    assert long < 30 * short + 0.2

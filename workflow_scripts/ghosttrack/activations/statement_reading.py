@@ -133,7 +133,7 @@ def read_statements(
                 tokens = slice(at, at + len(encoded[number].read))
                 at = tokens.stop
                 rows = slice(int(starts[number]), int(starts[number + 1]))
-                statistics = TokenStatistics(*(column[rows] for column in scores.tokens))
+                statistics = TokenStatistics._make(column[rows] for column in scores.tokens)
                 outputs[number] = output_row(statistics)
                 for index, layer in enumerate(values):
                     states[number, index] = pool(layer[tokens])

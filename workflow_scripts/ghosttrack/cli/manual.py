@@ -27,6 +27,7 @@ import yaml
 from pydantic import BaseModel
 
 from ghosttrack import api
+from ghosttrack.inputs import lines as text_lines
 from ghosttrack.runtime import files
 from ghosttrack.settings import DatasetSettings, Settings, section_type
 
@@ -154,11 +155,12 @@ def arguments_of(module: Path) -> Iterator[tuple[list[str], str]]:
 
 
 def _constant(node: ast.expr) -> Any:
-    """A default: a literal, `Path(literal)`, or a constant of ghosttrack.api."""
+    """A default: a literal, `Path(literal)`, or a constant of ghosttrack.api or ghosttrack.inputs.lines."""
     if isinstance(node, ast.Call):
         return _constant(node.args[0])
     if isinstance(node, ast.Attribute | ast.Name):
-        return getattr(api, ast.unparse(node).rpartition(".")[2])
+        name = ast.unparse(node).rpartition(".")[2]
+        return getattr(api if hasattr(api, name) else text_lines, name)
     return ast.literal_eval(node)
 
 

@@ -18,10 +18,15 @@ Bools = NDArray[np.bool_]
 FEATURES = ("confidence", "agreement", "polarity", "nearness")
 # Stated confidences that have a threshold.
 CONFIDENCES = np.round(np.arange(0.5, 1.0, 0.01), 2)
-# Standard errors over kinds by which the error of left-out kinds stays below 1 - confidence.
-MARGIN = 1.0
+# Standard errors over kinds (one-sided 90 %) by which the error of left-out kinds stays below
+# 1 - confidence.
+MARGIN = 1.28
 # A threshold needs decided statements in this many kinds, and this many statements.
-LEAST_KINDS, LEAST_DECIDED = 3, 30
+LEAST_KINDS, LEAST_DECIDED = 5, 30
+# Statements by which the error of a kind is drawn to that of all kinds: few verdicts say little.
+SMOOTHING = 4.0
+# It also needs this share of all statements: a threshold that only a few reach is not tested.
+LEAST_SHARE = 0.02
 # Share of the statements of left-out kinds that are nearer than the limit for "unlike".
 NEAR = 0.99
 # Inverse strengths of the regularisation of the small logistic regressions.
@@ -159,9 +164,11 @@ def kind_weights(kind: Ints) -> Floats:
 def thresholds(selected: Floats, right: Bools, kind: Ints) -> Floats:
     """Least selection score for every confidence, so that the error on left-out kinds stays below.
 
-    The error at a threshold is the share of wrong verdicts among the decided ones, all kinds
-    together. Its bound is MARGIN standard errors above, where kinds are the units. The bound holds at
-    the threshold and at no less than 90 % of the stricter ones, so that no lucky threshold is taken.
+    The error of a kind at a threshold is the share of wrong verdicts among its decided statements.
+    Users judge a new kind, so kinds are the units: the bound is the mean error over the kinds, plus
+    MARGIN standard errors. Kinds that are decided often and rightly thus cannot pay for others. The
+    bound holds at the threshold and at no less than 90 % of the stricter ones, so that no lucky
+    threshold is taken.
     """
     names, code = np.unique(kind, return_inverse=True)
     order = np.argsort(-selected, kind="stable")
@@ -171,16 +178,20 @@ def thresholds(selected: Floats, right: Bools, kind: Ints) -> Floats:
         return result
     # Decided and wrong verdicts of every kind among the first n statements, (statements, kinds).
     member = np.zeros((len(order), len(names)))
-    member[np.arange(len(order)), code[order]] = 1 / np.bincount(code)[code[order]]
+    member[np.arange(len(order)), code[order]] = 1
     decided = np.cumsum(member, axis=0)
     wrong = np.cumsum(member * ~right[order][:, None], axis=0)
     counts = np.arange(1, len(order) + 1)
-    error = wrong.sum(axis=1) / decided.sum(axis=1)
-    spread = ((wrong - error[:, None] * decided) ** 2).sum(axis=1)
-    n = len(names)
-    standard_error = np.sqrt(spread * n / max(n - 1, 1)) / decided.sum(axis=1)
-    bound = error + MARGIN * standard_error
-    allowed = (counts >= LEAST_DECIDED) & ((decided > 0).sum(axis=1) >= min(LEAST_KINDS, n))
+    pooled = wrong.sum(axis=1) / counts
+    reached = decided > 0
+    kinds = reached.sum(axis=1)
+    errors = (wrong + SMOOTHING * pooled[:, None]) / (decided + SMOOTHING)
+    mean = (errors * reached).sum(axis=1) / kinds
+    spread = ((errors - mean[:, None]) ** 2 * reached).sum(axis=1) / np.maximum(kinds - 1, 1)
+    bound = np.maximum(pooled, mean + MARGIN * np.sqrt(spread / kinds))
+    allowed = (counts >= max(LEAST_DECIDED, LEAST_SHARE * len(kind))) & (
+        kinds >= min(LEAST_KINDS, len(names))
+    )
     # Equal scores are decided together.
     allowed[:-1] &= np.diff(selected[order]) < 0
     for number, confidence in enumerate(CONFIDENCES):

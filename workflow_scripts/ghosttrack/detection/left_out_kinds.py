@@ -152,7 +152,7 @@ def table(judged: pd.DataFrame, confidences: Sequence[float] = CONFIDENCES) -> p
     Args:
         judged: as from `evaluate`.
     Returns:
-        Columns kind, texts, auroc; for each stated confidence C coverage_C, error_C with its 95 %
+        Columns kind, texts, auroc, ece (of the probability); for each stated confidence C coverage_C, error_C with its 95 %
         Wilson interval error_C_low, error_C_high (NaN if nothing is decided); unlike: share of the
         texts that are unlike every tested kind.
     """
@@ -161,7 +161,13 @@ def table(judged: pd.DataFrame, confidences: Sequence[float] = CONFIDENCES) -> p
     for name, part in parts:
         label, odds = (part[column].to_numpy() for column in ("label", "log_odds"))
         wrong = (odds > 0) != (label == 1)
-        row = {"kind": name, "texts": len(part), "auroc": statistics.auroc(label, odds)}
+        decisions = statistics.decisions(label, part["probability"].to_numpy())
+        row = {
+            "kind": name,
+            "texts": len(part),
+            "auroc": statistics.auroc(label, odds),
+            "ece": decisions.ece,
+        }
         for confidence in confidences:
             decided = part["reliability"].to_numpy() >= confidence
             low, high = _wilson(int(wrong[decided].sum()), int(decided.sum()))
@@ -175,7 +181,7 @@ def table(judged: pd.DataFrame, confidences: Sequence[float] = CONFIDENCES) -> p
         for confidence in confidences
         for name, end in (("coverage", ""), ("error", ""), ("error", "_low"), ("error", "_high"))
     ]
-    return pd.DataFrame(rows, columns=["kind", "texts", "auroc", *measures, "unlike"])
+    return pd.DataFrame(rows, columns=["kind", "texts", "auroc", "ece", *measures, "unlike"])
 
 
 def _wilson(wrong: int, decided: int) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from ghosttrack.detection.abstention import CONFIDENCES, FEATURES, Abstention
 from ghosttrack.detection.left_out_kinds import StatementDetector
 from ghosttrack.detection.statement_model import BASES, Fit, Reduction
 from ghosttrack.errors import UserError
+from ghosttrack.inputs.model_precision import FLOAT32
 from ghosttrack.runtime import files
 
 SCHEMA = 1
@@ -104,7 +105,9 @@ def require_same(statements: SavedStatements, answers: saved.SavedDetector, fold
         UserError: they were not.
     """
     for key in ("model", "site", "model_precision"):
-        if statements.about.get(key) != answers.about.get(key):
+        # Detectors of older runs do not name the precision: they were trained in float32.
+        default = FLOAT32.name if key == "model_precision" else None
+        if statements.about.get(key, default) != answers.about.get(key, default):
             raise UserError(
                 f"{folder / ABOUT_NAME} and {folder / saved.ABOUT_NAME} differ in {key!r}: they come "
                 "from different runs; run the workflow again"
@@ -112,7 +115,7 @@ def require_same(statements: SavedStatements, answers: saved.SavedDetector, fold
 
 
 def _arrays(detector: StatementDetector) -> dict[str, NDArray[Any]]:
-    result = {}
+    result: dict[str, NDArray[Any]] = {}
     for part, values in detector._asdict().items():
         for name, value in values._asdict().items():
             if name == "weight":

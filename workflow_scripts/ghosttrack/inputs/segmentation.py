@@ -21,14 +21,17 @@ _CONTENT = regex.compile(r"[\p{L}\p{N}\p{M}\p{S}]")
 _SIGN, _UNIT = r"[%‰°\u2032\u2033\p{Sc}]", r"\p{L}{1,4}[²³]?"
 _NUMBER = regex.compile(
     rf"[-+\u2212±]?\p{{Sc}}?\p{{Nd}}+(?:[.,]\p{{Nd}}+)*(?:{_SIGN}+{_UNIT}|{_SIGN}|{_UNIT}/{_UNIT})?"
-    rf"|°\p{{L}}|\p{{L}}+[²³]|\b{_UNIT}/(?:s|h|min|m[²³]?)\b"
+    rf"|°\p{{L}}|\b\p{{L}}{{1,8}}[²³]|\b{_UNIT}/(?:s|h|min|m[²³]?)\b"
 )
 # Full stops and the like with closing quotes and the white space behind them, or line ends.
 _END = regex.compile(
     r"(?P<term>[\p{SB=STerm}\p{SB=ATerm}]++)(?!\p{M})(?P<close>\p{SB=Close}*+)(?P<space>\s*+)"
     r"|(?P<line>[\n\r\v\f\x85\u2028\u2029]\s*+)"
 )
-_TAIL = regex.compile(r"[\p{SB=STerm}\p{SB=ATerm}]+\p{SB=Close}*$")
+_TERM = regex.compile(r"[\p{SB=STerm}\p{SB=ATerm}]")
+_CLOSE = regex.compile(r"\p{SB=Close}")
+# Longest abbreviation or list number with what precedes it.
+_NEAR = 40
 _INITIAL = regex.compile(r"(?:^|[\s(.\p{Pd}])\p{Lu}$")
 _WORD_BEFORE = regex.compile(r"[\p{L}\p{M}.]+$")
 _ENUMERATION = regex.compile(r"\s*(?:\p{N}{1,3}|\p{L})$")
@@ -226,8 +229,15 @@ def _stripped(text: str, start: int, stop: int) -> Span:
 
 
 def _without_mark(text: str, start: int, stop: int) -> Span:
-    found = _TAIL.search(text, start, stop)
-    end = found.start() if found and _CONTENT.search(text, start, found.start()) else stop
+    """The span without its last full stops and the quotes behind them, if content remains."""
+    closed = stop
+    while closed > start and _CLOSE.match(text, closed - 1):
+        closed -= 1
+    end = closed
+    while end > start and _TERM.match(text, end - 1):
+        end -= 1
+    if end == closed or not _CONTENT.search(text, start, end):
+        end = stop
     return start, start + len(text[start:end].rstrip())
 
 
@@ -243,7 +253,7 @@ def _ends_sentence(text: str, start: int, found: regex.Match[str]) -> bool:
         return not small or found["space"].count("\n") > 1
     if small or regex.match(r"[,;:]", after):
         return False
-    term, before = found["term"], text[start : found.start()]
+    term, before = found["term"], text[max(start, found.start() - _NEAR) : found.start()]
     if not found["space"]:
         # "3.14", "example.org", "a?b"; scripts without spaces have marks of their own.
         return not term.isascii()
@@ -323,7 +333,8 @@ def _parts(text: str, sentence: Sentence, tokens: Sequence[Span], room: int) -> 
             )
         result.append((start, furthest))
         start = furthest
-    return [span for span in (_stripped(text, *part) for part in result) if span[0] < span[1]]
+    parts = [span for span in (_stripped(text, *part) for part in result) if span[0] < span[1]]
+    return _whole_graphemes(text, parts)
 
 
 def _last_between(cuts: Sequence[int], low: int, high: int) -> int:
