@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 
@@ -26,7 +26,13 @@ def find(name: str, searched: Sequence[str] | None = None) -> ModuleSpec | None:
     folders = search_path() if searched is None else list(searched)
     for finder in sys.meta_path:
         find_spec = getattr(finder, "find_spec", None)
-        found: ModuleSpec | None = find_spec(name, folders) if find_spec is not None else None
+        if find_spec is None:
+            continue
+        found: ModuleSpec | None
+        try:
+            found = find_spec(name, folders)
+        except KeyError:  # a package without __init__.py, in a package that is not imported
+            found = PathFinder.find_spec(name.rpartition(".")[2], folders)
         if found is not None:
             return found
     return None
