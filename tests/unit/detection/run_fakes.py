@@ -145,15 +145,14 @@ def without_statements(run: Path) -> None:
 def with_statements(run: Path) -> None:
     """Read statements of all kinds and fit the detector of whole statements; `save` comes first."""
     folder, detection = run / "statements", run / "detection"
-    files = {
-        "statements": folder / "statements.parquet",
-        "pooled": folder / "pooled.safetensors",
-        "manifest": folder / "pooled.json",
-    }
+    statements, pooled = folder / "statements.parquet", folder / "pooled.safetensors"
+    manifest = folder / "pooled.json"
     read_statements.main(
         weights=run / "model" / "model.safetensors",
         check=run / "model_check.json",
-        **files,
+        statements=statements,
+        pooled=pooled,
+        manifest=manifest,
         layers=LAYERS,
         site="resid_post",
         texts_per_kind=8,
@@ -162,7 +161,9 @@ def with_statements(run: Path) -> None:
         threads=1,
     )
     save_statement_detector.main(
-        **files,
+        statements=statements,
+        pooled=pooled,
+        manifest=manifest,
         source=run / "model" / "source.json",
         detector=detection / saved_statements.WEIGHTS_NAME,
         about=detection / saved_statements.ABOUT_NAME,

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from ghosttrack import statistics
-from ghosttrack.detection import class_folds, class_runs
+from ghosttrack.detection import class_folds, class_runs, splits
 from ghosttrack.detection.protocol import Examples
 from ghosttrack.errors import UserError
 from tests.conftest import ROOT
@@ -258,7 +258,7 @@ def test_no_call_of_score_has_two_texts_of_a_block() -> None:
 
 
 def test_groups_that_share_a_text_are_one_block() -> None:
-    groups = class_runs.splits.make_cv_groups(["a", "b", "c"], ["one", "one", "two"])
+    groups = splits.make_cv_groups(["a", "b", "c"], ["one", "one", "two"])
     batches = class_runs.one_per_group(np.array([2, 1, 0]), groups)
     assert [batch.tolist() for batch in batches] == [[2, 1], [0]]
 

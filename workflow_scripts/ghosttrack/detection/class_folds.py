@@ -3,6 +3,7 @@
 `python -m ghosttrack.detection.class_folds FOLDER` runs the fold in FOLDER.
 """
 
+import functools
 import importlib
 import os
 import pickle
@@ -162,7 +163,7 @@ def score_fold(
     scores = []
     for batch in fold.batches:
         shown = Examples(texts, parts, batch)
-        returned = _called(fold.where, "score", lambda shown=shown: detector.score(shown))
+        returned = _called(fold.where, "score", functools.partial(detector.score, shown))
         scores.append(checked(returned, len(shown), fold.where))
     return np.concatenate(scores)
 

@@ -84,7 +84,7 @@ def judge(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _corrected(p: Sequence[float], outside: Sequence[bool]) -> list[float]:
+def _corrected(p: list[float], outside: Sequence[bool]) -> list[float]:
     """Holm-corrected p; `outside`: which claims are on scores from outside this project."""
     over_all = statistics.holm(p)
     over_own = statistics.holm(
