@@ -257,6 +257,38 @@ def test_no_call_of_score_has_two_texts_of_a_block() -> None:
     assert auroc(run(Plain, 1.0, ("outputs",))) > 0.7
 
 
+def test_a_process_gets_the_tokens_of_its_texts_and_may_change_them(tmp_path: Path) -> None:
+    """The rows of tokens.parquet are in any order, and a text may have none."""
+    texts = examples()
+    rows = [(n, token, n + token / 10) for token in range(3) for n in range(1, len(texts))]
+    tokens = pd.DataFrame(rows, columns=["example", "token", "logprob"])
+    tokens.to_parquet(tmp_path / "tokens.parquet")
+    files = class_runs.ClassFiles([], [], [], [], [tmp_path / "tokens.parquet"])
+    parts = class_runs.read_parts("cities", texts, outputs(texts, 0.0), files, [], ["tokens"])
+    (tmp_path / "tokens_of_a_test.py").write_text(
+        "class Mine:\n"
+        "    def fit(self, examples, labels):\n"
+        "        for table in examples.tokens: table['logprob'] = -1.0\n"
+        "    def score(self, examples):\n"
+        "        tables = examples.tokens\n"
+        "        assert all(list(t['token']) in ([], [0, 1, 2]) for t in tables)\n"
+        "        return [t['logprob'].max() if len(t) else -5.0 for t in tables]\n"
+    )
+    source = class_folds.ClassSource(tmp_path / "tokens_of_a_test.py", "", "Mine")
+    table = class_runs.score_dataset(
+        "mine",
+        "cities",
+        class_folds.in_processes(source, 1),
+        WHERE,
+        texts,
+        parts,
+        audited(texts),
+        seed=0,
+    )
+    expected = [-5.0, *(n + 0.2 for n in range(1, len(texts)))]
+    np.testing.assert_allclose(table["value"], expected)
+
+
 def test_groups_that_share_a_text_are_one_block() -> None:
     groups = splits.make_cv_groups(["a", "b", "c"], ["one", "one", "two"])
     batches = class_runs.one_per_group(np.array([2, 1, 0]), groups)
