@@ -4,7 +4,7 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from ghosttrack.detection import class_runs
+from ghosttrack.detection import class_folds, class_runs
 from ghosttrack.runtime import files, job, tables
 
 
@@ -41,7 +41,7 @@ def main(
         table = class_runs.score_dataset(
             detector_class,
             dataset,
-            class_runs.load(source, module, class_name, where),
+            class_folds.in_processes(class_folds.ClassSource(source, module, class_name), threads),
             where,
             texts,
             class_runs.read_parts(

@@ -34,9 +34,10 @@ def main(
 ) -> None:
     """Join the tables of the data sets and write the tables of evaluation/.
 
-    `external`: scores of the user's tables and classes. `controls` names the positive controls. `generated`: examples.parquet of the data sets with
-    generated answers, each in the folder named as its data set. `null_rows_differ`: whether random
-    decoders were fitted on other rows than the SAEs.
+    `external`: scores of the user's tables and classes. `controls` names the positive controls.
+    `generated`: examples.parquet of the data sets with generated answers, each in the folder named
+    as its data set. `null_rows_differ`: whether random decoders were fitted on other rows than the
+    SAEs.
     """
     table = pd.concat(
         [tables.read_parquet(part) for part in [*parts, *external]], ignore_index=True

@@ -1,5 +1,6 @@
 """`make judge`: verdicts beside a finished run, whose results stay as they are."""
 
+import errno
 import hashlib
 import json
 import os
@@ -76,11 +77,26 @@ def test_a_table_is_judged_beside_the_run(
     assert "not established" not in line
     metrics, ledger = (pd.read_csv(folder / f"{name}.csv") for name in ("metrics", "ledger"))
     own = ledger[ledger["ours"] == "table.my_scores"]
-    assert {"cities", "questions", "all_given", "generated"} <= set(own["dataset"])
-    assert set(metrics["dataset"]) == {"cities", "questions", "all_given", "generated"}
+    assert {"cities", "questions"} <= set(own["dataset"])
+    assert set(metrics["dataset"]) == {"cities", "questions"}  # a mean of one set says nothing new
+    assert "mean of" not in shown
+    assert "mean, " not in shown
     page = (folder / "judged.html").read_text()
     assert "my_scores (table) beats its best control on 2 of 2 data sets." in page
     assert "made outside the folds" in page
+
+
+def test_a_mean_names_the_number_of_judged_data_sets(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_scores(run, "cities", "us_cities").to_csv(tmp_path / "two.csv", index=False)
+    out = tmp_path / "out"
+    assert judge.main([str(run), str(tmp_path / "two.csv"), "--out", str(out)]) == 0
+    for text in (capsys.readouterr().out, (out / "judged.html").read_text()):
+        assert "mean of the 2 judged data sets, given texts" in text
+        assert "mean, given texts" not in text
+    metrics = pd.read_csv(out / "metrics.csv")
+    assert set(metrics["dataset"]) == {"cities", "us_cities", "all_given"}
 
 
 def test_a_score_below_chance_is_reported_and_not_reversed(
@@ -113,6 +129,38 @@ def test_a_part_of_a_data_set_is_judged_on_its_texts_alone(
     assert judge.main([str(run), str(table), "--subset", "--out", str(tmp_path / "out")]) == 0
     metrics = pd.read_csv(tmp_path / "out" / "metrics.csv")
     assert set(metrics["n"]) == {120}
+
+
+@pytest.mark.parametrize("place", ["evaluation", ".", "judged", "judged/../detection/x"])
+def test_results_of_the_run_are_never_the_output(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    own_scores(run, "cities").to_csv(tmp_path / "mine.csv", index=False)
+    before = digests(run)
+    assert judge.main([str(run), str(tmp_path / "mine.csv"), "--out", str(run / place)]) == 2
+    assert "is a folder of the run, whose results would be overwritten" in capsys.readouterr().err
+    assert digests(run) == before
+
+
+def test_an_output_that_cannot_be_written_is_refused_in_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_scores(run, "cities").to_csv(tmp_path / "mine.csv", index=False)
+    (tmp_path / "taken").write_text("a file")
+    command = [str(run), str(tmp_path / "mine.csv"), "--out"]
+    for place in ("taken", "taken/below"):
+        assert judge.main([*command, str(tmp_path / place)]) == 2
+        error = capsys.readouterr().err
+        assert f"--out: {tmp_path / place} cannot be written (Not a directory" in error
+        assert error.count("\n") == 1
+
+    def read_only(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    assert judge.main([*command, str(tmp_path / "new")]) == 2
+    assert "cannot be written (Permission denied" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

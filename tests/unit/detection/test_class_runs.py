@@ -1,5 +1,6 @@
 """Detector classes: run in the folds, blind to labels of what they score, refused in one line."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 
 from ghosttrack import statistics
-from ghosttrack.detection import class_runs
+from ghosttrack.detection import class_folds, class_runs, splits
 from ghosttrack.detection.protocol import Examples
 from ghosttrack.errors import UserError
 from tests.conftest import ROOT
@@ -59,12 +60,32 @@ def outputs(texts: pd.DataFrame, apart: float, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame({"id": texts["id"], "logprob": noise - apart * texts["label"]})
 
 
+def in_this_process(make: Callable[[], Any]) -> class_folds.Runner:
+    """Fold by fold without processes, for classes of a test."""
+    return lambda texts, parts, folds: (
+        class_folds.score_fold(make, texts, parts, fold) for fold in folds
+    )
+
+
 def run(make: Callable[[], Any], apart: float = 0.0, reads: tuple[str, ...] = ()) -> pd.DataFrame:
+    return run_by(in_this_process(make), apart, reads)
+
+
+def run_file(
+    folder: Path, text: str, reads: tuple[str, ...] = (), name: str = "mine_of_a_test.py"
+) -> pd.DataFrame:
+    """Run the class `Mine` of a file as a job does, in a process for each fold."""
+    (folder / name).write_text(text)
+    source = class_folds.ClassSource(folder / name, "", "Mine")
+    return run_by(class_folds.in_processes(source, 1), 0.0, reads)
+
+
+def run_by(runner: class_folds.Runner, apart: float, reads: tuple[str, ...]) -> pd.DataFrame:
     texts = examples()
     no_files = class_runs.ClassFiles([], [], [], [], [])
     parts = class_runs.read_parts("cities", texts, outputs(texts, apart), no_files, [], reads)
     return class_runs.score_dataset(
-        "mine", "cities", make, WHERE, texts, parts, audited(texts), seed=0
+        "mine", "cities", runner, WHERE, texts, parts, audited(texts), seed=0
     )
 
 
@@ -111,7 +132,7 @@ def test_a_class_never_sees_a_group_that_it_scores() -> None:
             return np.arange(len(examples), dtype=float)
 
     run(Watching)
-    assert len(seen) == 3
+    assert len(seen) == 12  # three folds of blocks with four texts
     for known, scored in seen:
         assert not known & scored
         assert len(known | scored) == BLOCKS
@@ -162,17 +183,21 @@ def test_a_class_cannot_change_the_data_of_another_fold() -> None:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (lambda shown: np.ones(len(shown) - 1), "score returned 79 scores"),
-        (lambda shown: np.ones((len(shown), 2)), r"score returned an array of shape \(80, 2\)"),
-        (lambda shown: np.full(len(shown), np.nan), "score returned 80 values that are NaN"),
+        (lambda shown: np.ones(len(shown) - 1), "score returned 19 scores"),
+        (lambda shown: np.ones((len(shown), 2)), r"score returned an array of shape \(20, 2\)"),
+        (lambda shown: np.full(len(shown), np.nan), "score returned 20 values that are NaN"),
         (lambda shown: ["high"] * len(shown), "score returned <U4, such as"),
         (lambda shown: [None] * len(shown), "score returned object"),
         (None, "score returned nothing"),
         (lambda _: 1 / 0, r"score raised ZeroDivisionError: division by zero \(test_class"),
         (lambda shown: shown.codes, r"score: it uses examples.codes, .* set reads: \[codes\]"),
         (lambda _: [[1.0], [1.0, 2.0]], "score returned no array"),
+        (
+            lambda shown: np.full(len(shown), np.longdouble("1e400")),
+            "20 values that are NaN or inf",
+        ),
     ],
-    ids=["few", "shape", "nan", "text", "none", "nothing", "raises", "unread", "ragged"],
+    ids=["few", "shape", "nan", "text", "none", "nothing", "raises", "unread", "ragged", "huge"],
 )
 def test_a_wrong_answer_of_a_class_stops_with_one_line_that_names_class_and_data_set(
     value: Any, problem: str
@@ -202,32 +227,170 @@ def test_an_error_in_fit_or_in_the_constructor_names_its_line() -> None:
 def test_without_folds_a_class_is_not_run() -> None:
     texts = examples()
     table = class_runs.score_dataset(
-        "mine", "cities", returning(None), WHERE, texts, {}, audited(texts, "too few"), seed=0
+        "mine",
+        "cities",
+        in_this_process(returning(None)),
+        WHERE,
+        texts,
+        {},
+        audited(texts, "too few"),
+        seed=0,
     )
     assert table["value"].isna().all()
     assert set(table["reason"]) == {"too few"}
 
 
-def test_a_class_is_loaded_from_a_file_with_its_neighbours(tmp_path: Path) -> None:
-    (tmp_path / "neighbour_of_mine.py").write_text("OFFSET = 2.0\n")
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from neighbour_of_mine import OFFSET\n"
+def test_no_call_of_score_has_two_texts_of_a_block() -> None:
+    """Blocks hold true texts and their hallucinated counterparts: a comparison tells them apart."""
+    block = dict(zip(examples()["text"], examples()["group"], strict=True))
+
+    class Centring(Scores):
+        def score(self, examples: Examples) -> Any:
+            texts, value = examples.texts, -examples.outputs["logprob"]
+            assert texts["text"].map(block).is_unique
+            return value - value.groupby(texts["subject"]).transform("mean")
+
+    class Plain(Scores):
+        def score(self, examples: Examples) -> Any:
+            return -examples.outputs["logprob"]
+
+    assert auroc(run(Centring, 1.0, ("outputs",))) == 0.5
+    assert auroc(run(Plain, 1.0, ("outputs",))) > 0.7
+
+
+def test_a_process_gets_the_tokens_of_its_texts_and_may_change_them(tmp_path: Path) -> None:
+    """The rows of tokens.parquet are in any order, and a text may have none."""
+    texts = examples()
+    rows = [(n, token, n + token / 10) for token in range(3) for n in range(1, len(texts))]
+    tokens = pd.DataFrame(rows, columns=["example", "token", "logprob"])
+    tokens.to_parquet(tmp_path / "tokens.parquet")
+    files = class_runs.ClassFiles([], [], [], [], [tmp_path / "tokens.parquet"])
+    parts = class_runs.read_parts("cities", texts, outputs(texts, 0.0), files, [], ["tokens"])
+    (tmp_path / "tokens_of_a_test.py").write_text(
         "class Mine:\n"
-        "    def fit(self, examples, labels): self.rate = labels.mean()\n"
-        "    def score(self, examples): return [OFFSET + n for n in range(len(examples))]\n"
-        "class Half:\n"
-        "    def fit(self, examples, labels): pass\n"
+        "    def fit(self, examples, labels):\n"
+        "        for table in examples.tokens: table['logprob'] = -1.0\n"
+        "    def score(self, examples):\n"
+        "        tables = examples.tokens\n"
+        "        assert all(list(t['token']) in ([], [0, 1, 2]) for t in tables)\n"
+        "        return [t['logprob'].max() if len(t) else -5.0 for t in tables]\n"
     )
-    table = run(class_runs.load(path, "", "Mine", WHERE))
-    assert table["value"].min() == 2.0
-    with pytest.raises(UserError, match=f"{WHERE[:14]}.*has no method score"):
-        class_runs.load(path, "", "Half", WHERE)
-    with pytest.raises(UserError, match="not found; expected a class"):
-        class_runs.load(path, "", "Other", WHERE)
-    path.write_text("import no_such_module_here\n")
-    with pytest.raises(UserError, match=r"the import raised ModuleNotFoundError.*mine.py, line 1"):
-        class_runs.load(path, "", "Mine", WHERE)
+    source = class_folds.ClassSource(tmp_path / "tokens_of_a_test.py", "", "Mine")
+    table = class_runs.score_dataset(
+        "mine",
+        "cities",
+        class_folds.in_processes(source, 1),
+        WHERE,
+        texts,
+        parts,
+        audited(texts),
+        seed=0,
+    )
+    expected = [-5.0, *(n + 0.2 for n in range(1, len(texts)))]
+    np.testing.assert_allclose(table["value"], expected)
+
+
+def test_groups_that_share_a_text_are_one_block() -> None:
+    groups = splits.make_cv_groups(["a", "b", "c"], ["one", "one", "two"])
+    batches = class_runs.one_per_group(np.array([2, 1, 0]), groups)
+    assert [batch.tolist() for batch in batches] == [[2, 1], [0]]
+
+
+@pytest.mark.parametrize("shared", ["Mine.known", "KNOWN"])
+def test_no_label_passes_from_fold_to_fold(tmp_path: Path, shared: str) -> None:
+    table = run_file(
+        tmp_path,
+        "KNOWN = {}\n"
+        "class Mine:\n"
+        "    known = {}\n"
+        "    def fit(self, examples, labels):\n"
+        f"        {shared}.update(zip(examples.texts['key'], labels.tolist()))\n"
+        "    def score(self, examples):\n"
+        f"        return [{shared}.get(key, 0.5) for key in examples.texts['key']]\n",
+    )
+    assert set(table["value"]) == {0.5}
+
+
+def test_a_class_that_changes_its_process_still_has_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes the folder, prints, and has workers; relative paths are those of the job."""
+    (tmp_path / "neighbour_of_mine.py").write_text("def double(x): return 2 * x\n")
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "import os\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from neighbour_of_mine import double\n"
+        "def longer(text): return double(len(text))\n"
+        "class Mine:\n"
+        "    def fit(self, examples, labels): os.chdir('/'); print('fitted')\n"
+        "    def score(self, examples):\n"
+        "        with ProcessPoolExecutor(1, get_context('spawn')) as pool:\n"
+        "            return list(pool.map(longer, examples.texts['text']))\n"
+    )
+    (tmp_path / "mine_of_a_test.py").write_text(text)
+    source = class_folds.ClassSource(Path("mine_of_a_test.py"), "", "Mine")
+    table = run_by(class_folds.in_processes(source, 1), 0.0, ())
+    assert Path.cwd() == tmp_path
+    assert list(table["value"]) == [2 * len(text) for text in examples()["text"]]
+
+
+def test_random_numbers_of_a_class_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    text = (
+        "import random\n"
+        "import numpy as np\n"
+        "class Mine:\n"
+        "    def fit(self, examples, labels): self.shift = random.random()\n"
+        "    def score(self, examples): return self.shift + np.random.rand(len(examples))\n"
+    )
+    first, second = run_file(tmp_path, text), run_file(tmp_path, text)
+    np.testing.assert_array_equal(first["value"], second["value"])
+    assert first["value"].nunique() == 4 * BLOCKS
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("import os; os._exit(3)", "its process ended with exit code 3 before all texts had"),
+        ("import os; os.kill(os.getpid(), 9)", "signal 9 ended its process"),
+        ("import sys; sys.exit(0)", r"fit raised SystemExit: 0 \(mine_of_a_test.py, line 2"),
+        ("examples.codes", r"fit: it uses examples\.codes, .* set reads: \[outputs, codes\]"),
+    ],
+)
+def test_an_end_of_the_process_is_one_line(tmp_path: Path, body: str, problem: str) -> None:
+    text = (
+        f"class Mine:\n    def fit(self, examples, labels): {body}\n"
+        "    def score(self, examples): return None\n"
+    )
+    with pytest.raises(UserError, match=problem) as raised:
+        run_file(tmp_path, text, ("outputs",))
+    assert str(raised.value).startswith(f"{WHERE}, fold 0: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_class_that_cannot_be_loaded_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "")
+    (tmp_path / "half_of_a_test.py").write_text("class Half:\n    def fit(self, e, l): pass\n")
+    (tmp_path / "broken_of_a_test.py").write_text("import no_such_module_here\n")
+    (tmp_path / "json.py").write_text("class Half: pass\n")
+    for stem, name, problem in (
+        ("half_of_a_test", "Half", "has no method score; expected"),
+        ("half_of_a_test", "Other", "not found; expected a class"),
+        (
+            "broken_of_a_test",
+            "Mine",
+            r"the import raised ModuleNotFoundError.*broken_of_a_test.py, line 1",
+        ),
+        ("json", "Half", r"json\.py has the name of the installed module json: rename the file"),
+    ):
+        source = class_folds.ClassSource(tmp_path / f"{stem}.py", "", name)
+        with pytest.raises(UserError, match=problem) as raised:
+            class_folds.load(source, WHERE)
+        assert str(raised.value).startswith(WHERE)
 
 
 def layer_four(
@@ -243,16 +406,21 @@ def test_the_template_is_the_example_of_the_page_and_finds_a_planted_direction()
     page = (ROOT / "docs" / "howto" / "judge.md").read_text()
     assert TEMPLATE.read_text() in page
     texts, rng = examples(), np.random.default_rng(0)
+    source = class_folds.ClassSource(TEMPLATE, "", "MeanDifference")
     for signal, low, high in ((2.0, 0.9, 1.0), (0.0, 0.3, 0.7)):
         x = rng.standard_normal((len(texts), 8)).astype(np.float32)
         x[:, 3] += signal * texts["label"].to_numpy(np.float32)
         table = class_runs.score_dataset(
             "mine",
             "cities",
-            class_runs.load(TEMPLATE, "", "MeanDifference", WHERE),
+            class_folds.in_processes(source, 1),
             WHERE,
             texts,
+<<<<<<< HEAD
             {"activations": partial(layer_four, x)},
+=======
+            {"activations": class_runs.Arrays({4: x})},
+>>>>>>> s5-judgefix
             audited(texts),
             seed=0,
         )

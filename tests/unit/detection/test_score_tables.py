@@ -79,6 +79,45 @@ def test_token_scores_become_the_score_of_the_text(tmp_path: Path) -> None:
     assert list(read(tmp_path, rows, tokens="max", lower=True)["value"]) == [-1.0, -5.0]
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_mean_over_tokens_that_overflows_is_refused(tmp_path: Path, dtype: str) -> None:
+    large = float(np.finfo(dtype).max)
+    rows = pd.DataFrame({"id": ["c0", "c0", "c1"], "token": [0, 1, 0], "score": [large, large, 5]})
+    path = tmp_path / "mine.parquet"
+    rows.astype({"score": dtype}).to_parquet(path)
+    if dtype == "float32":
+        assert list(score_tables.read(path, "mine")["value"]) == [large, 5.0]
+        return
+    with pytest.raises(
+        UserError, match=r"the mean over the tokens is no finite number for 1 texts: id 'c0';"
+    ):
+        score_tables.read(path, "mine")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"c0", r"column id: 2 of 2 cells are bytes \(row 1: b'c0', row 2: b'c0'\)"),
+        ([1, 2], r"column id: 2 of 2 cells are (list|ndarray) \(row 1: .*1, +2.*expected text"),
+        ({"a": 1}, r"column id: 2 of 2 cells are dict \(row 1: \{'a': 1\}.*convert the column"),
+    ],
+    ids=["bytes", "list", "dict"],
+)
+def test_ids_that_are_no_text_are_named_as_what_they_are(
+    tmp_path: Path, value: object, message: str
+) -> None:
+    path = tmp_path / "mine.parquet"
+    pd.DataFrame({"id": [value, value], "score": [0.5, 1.5]}).to_parquet(path)
+    with pytest.raises(UserError, match=message) as raised:
+        score_tables.read(path, "mine")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_message_keeps_the_capitals_of_names(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Take the ids from datasets/NAME/examples\.parquet"):
+        join(read(tmp_path, table().assign(id=[f"x{n}" for n in range(6)])))
+
+
 def test_the_column_name_separates_several_scores(tmp_path: Path) -> None:
     both = pd.concat([table().assign(name="one"), table(c0="9").assign(name="two")])
     joined = join(read(tmp_path, both)).scores

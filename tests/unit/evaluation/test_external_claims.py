@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from ghosttrack import scores as registry
+from ghosttrack import statistics
 from ghosttrack.detection import controls, splits
 from ghosttrack.evaluation import judgement, ledger, scoreboard
 from ghosttrack.settings import EvaluationSettings
@@ -94,7 +95,7 @@ def test_who_wrote_the_text_is_an_artefact_where_the_words_show_it(leak: float) 
     assert found[BEST] == registry.ARTEFACT
 
 
-def test_a_score_from_outside_joins_the_holm_family_and_changes_no_other_number() -> None:
+def test_scores_from_outside_change_no_other_claim() -> None:
     rng = np.random.default_rng(3)
     table = run_of(rng, signal=1.0)
     before = judgement.judge(long_table(**table), {}, [], [], SETTINGS, 0)
@@ -103,15 +104,33 @@ def test_a_score_from_outside_joins_the_holm_family_and_changes_no_other_number(
     )
     own = after.ledger["ours"] == "table.mine"
     kept = after.ledger[~own].reset_index(drop=True)
-    fixed = [name for name in kept if name not in ("p_holm", "verdict", "reason")]
-    pd.testing.assert_frame_equal(kept[fixed], before.ledger[fixed])
-    tested = kept["p_holm"].notna()
-    assert (kept.loc[tested, "p_holm"] >= before.ledger.loc[tested, "p_holm"]).all()
+    pd.testing.assert_frame_equal(kept, before.ledger)
     assert own.sum() == 4  # two claims on the data set, and two on the mean over data sets
     rows = after.metrics[after.metrics["score"] == "table.mine"]
     assert list(rows["family"]) == ["external"] * 2
     assert rows["auroc_low"].notna().all()
     assert rows["f1"].isna().all()  # a score from outside need not be a probability
+
+
+def test_twenty_scores_from_outside_leave_a_verdict_and_are_corrected_together() -> None:
+    """In one family with these scores, the detector would lose its verdict."""
+    rng = np.random.default_rng(9)
+    table = run_of(rng) | {"ghosttrack": LABELS + rng.standard_normal(len(LABELS))}
+    many = {f"table.big.n{n}": LABELS + rng.standard_normal(len(LABELS)) for n in range(20)}
+    before, after = (
+        judgement.judge(long_table(**scores), {}, [], [], SETTINGS, 0).ledger
+        for scores in (table, table | many)
+    )
+    own = after["ours"].map(registry.is_external)
+    pd.testing.assert_frame_equal(after[~own].reset_index(drop=True), before)
+    facts = after[(after["dataset"] == "facts") & after["p"].notna()]
+    held = (facts["ours"] == "ghosttrack") & (facts["verdict"] == registry.ESTABLISHED)
+    assert held.any()
+    assert (np.array(statistics.holm(list(facts["p"])))[held.to_numpy()] > 0.05).all()
+    outside = facts[facts["ours"].map(registry.is_external)]
+    smallest = outside.loc[outside["p"].idxmin()]
+    rank = int((facts["p"] < smallest["p"]).sum())
+    assert smallest["p_holm"] >= smallest["p"] * (len(facts) - rank)
 
 
 def test_a_mean_over_data_sets_needs_a_score_on_each() -> None:

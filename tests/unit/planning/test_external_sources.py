@@ -1,5 +1,7 @@
 """Tables and classes of the settings are checked before any job runs, without running them."""
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,84 @@ def test_a_class_of_a_module_is_found_without_importing_its_packages(
     assert found == (inner / "mine.py", "judged_package.inner.mine", "Mine")
     with pytest.raises(UserError, match=r"the module judged_package\.other is not installed"):
         external_sources.find(DetectorClass(name="one", source="judged_package.other.mine:Mine"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class Base: pass\nMine = Base\n",
+        "Mine: type = object\n",
+        "try:\n    import absent\nexcept ImportError:\n    class Mine: pass\n",
+        "if True:\n    from other import One as Mine\n",
+        "with open('x') as Mine: pass\n",
+        "from other import *\n",
+        "def __getattr__(name): return object\n",
+    ],
+)
+def test_every_statement_that_may_define_the_class_is_accepted(tmp_path: Path, text: str) -> None:
+    """The job imports the file, and decides."""
+    path = tmp_path / "mine_of_a_plan.py"
+    path.write_text(text)
+    assert external_sources.find(DetectorClass(name="one", source=f"{path}:Mine")).name == "Mine"
+
+
+def test_a_class_inside_a_function_is_no_class_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine_of_a_plan.py"
+    path.write_text("def make():\n    class Mine: pass\n    Other = Mine\n")
+    for name in ("Mine", "Other"):
+        with pytest.raises(UserError, match=f"has no class {name}; it has no class"):
+            external_sources.find(DetectorClass(name="one", source=f"{path}:{name}"))
+
+
+@pytest.mark.parametrize("stem", ["json", "numpy", "sys", "a.b", "__main__"])
+def test_a_file_with_the_name_of_a_module_is_refused(tmp_path: Path, stem: str) -> None:
+    path = tmp_path / f"{stem}.py"
+    path.write_text("class Mine: pass\n")
+    with pytest.raises(UserError, match=r"external\.classes: one: source: .*rename the file"):
+        external_sources.find(DetectorClass(name="one", source=f"{path}:Mine"))
+
+
+def test_a_module_of_the_working_folder_alone_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judged_here.py").write_text("class Mine: pass\n")
+    monkeypatch.chdir(tmp_path)
+    chosen = DetectorClass(name="one", source="judged_here:Mine")
+    for folder in ("", str(tmp_path), "."):
+        monkeypatch.syspath_prepend(folder)
+        with pytest.raises(UserError, match="the module judged_here is not installed"):
+            external_sources.find(chosen)
+
+
+def test_a_module_of_an_editable_installation_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such an installation adds a finder to sys.meta_path, and no folder to sys.path."""
+    path = tmp_path / "source" / "judged_editable.py"
+    path.parent.mkdir()
+    path.write_text("class Mine: pass\n")
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> object:
+            if name != "judged_editable":
+                return None
+            return importlib.util.spec_from_file_location(name, path)
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    found = external_sources.find(DetectorClass(name="one", source="judged_editable:Mine"))
+    assert found == (path, "judged_editable", "Mine")
+
+
+def test_a_module_of_nested_packages_without_init_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "judged_space" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "mine.py").write_text("class Mine: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = external_sources.find(DetectorClass(name="one", source="judged_space.inner.mine:Mine"))
+    assert found.file == inner / "mine.py"
 
 
 def test_a_table_that_is_missing_is_refused_with_its_key(tmp_path: Path) -> None:

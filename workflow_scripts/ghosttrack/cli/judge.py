@@ -1,9 +1,12 @@
 """`python -m ghosttrack.cli.judge RUN TABLE [TABLE ...]`: judge scores by the controls of a run."""
 
 import argparse
+import errno
 import json
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -73,7 +76,8 @@ def judge(
     Returns:
         The verdicts as plain text.
     Raises:
-        UserError: a table or the run cannot be read, or they do not match.
+        UserError: a table or the run cannot be read, they do not match, or `out` cannot be written
+            or is a folder of the run.
     """
     import pandas as pd
 
@@ -85,6 +89,7 @@ def judge(
     from ghosttrack.runtime.run_paths import RunPaths
 
     chosen, paths = settings_of(run), RunPaths(run)
+    _require_folder(run, out)
     scores = tables_of_run.read_parquet(paths.detection / "scores.parquet")
     known = {
         str(dataset): tables_of_run.read_parquet(paths.examples(str(dataset)))
@@ -111,17 +116,54 @@ def judge(
         chosen.evaluation,
         chosen.seed,
         null_rows_differ=chosen.null_rows_differ,
+        minimum_pooled=2,
     )
-    found = external.judged(judged.metrics, judged.ledger)
-    out.mkdir(parents=True, exist_ok=True)
-    with files.atomic_write(out / "scores.parquet", "wb") as stream:
-        added.to_parquet(stream, index=False)
-    for file, table in (("metrics.csv", judged.metrics), ("ledger.csv", judged.ledger)):
-        with files.atomic_write(out / file) as stream:
-            tables_of_run.write_csv(table, stream)
-    with files.atomic_write(out / "judged.html") as stream:
-        stream.write(judged_page.render(run.resolve().name, found, judged.ledger))
+    pools = external.pool_names(judged.pools)
+    found = external.judged(judged.metrics, judged.ledger, pools)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with files.atomic_write(out / "scores.parquet", "wb") as stream:
+            added.to_parquet(stream, index=False)
+        for file, table in (("metrics.csv", judged.metrics), ("ledger.csv", judged.ledger)):
+            with files.atomic_write(out / file) as stream:
+                tables_of_run.write_csv(table, stream)
+        with files.atomic_write(out / "judged.html") as stream:
+            stream.write(judged_page.render(run.resolve().name, found, judged.ledger, pools))
+    except OSError as error:
+        raise _not_writable(out, error) from error
     return "\n".join([external.as_text(found.rows), "", *found.notes, external.OUTSIDE])
+
+
+def _require_folder(run: Path, out: Path) -> None:
+    """Check that `out` can be written and holds no results of the run.
+
+    Raises:
+        UserError: it is in the run but not below its folder `judged`, or cannot be written.
+    """
+    inside, judged = run.resolve(), run.resolve() / "judged"
+    place = out.resolve()
+    if place == judged or (place.is_relative_to(inside) and not place.is_relative_to(judged)):
+        raise UserError(
+            f"--out: {out} is a folder of the run, whose results would be overwritten; expected a "
+            f"folder outside the run, or below {run / 'judged'}"
+        )
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+        # No folder is made before the table is read, so that a refused table leaves nothing.
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise _not_writable(out, error) from None
+
+
+def _not_writable(out: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(
+        f"--out: {out} cannot be written ({reason}: {error.filename or out}); name a folder in "
+        "which you may write"
+    )
 
 
 def entry_of(path: Path) -> str:

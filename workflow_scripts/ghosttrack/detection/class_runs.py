@@ -1,11 +1,8 @@
 """Run a user's detector class in the outer folds, so that it never sees a text that it scores."""
 
 import hashlib
-import importlib
-import importlib.util
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,11 +11,11 @@ import pandas as pd
 
 from ghosttrack import scores as registry
 from ghosttrack.detection import detectors, splits
-from ghosttrack.detection.protocol import Examples, Ints, OutsideDetector, Part
+from ghosttrack.detection.class_folds import Fold, Runner
+from ghosttrack.detection.protocol import Ints, Part
 from ghosttrack.detection.representations import Spans, layer_blocks, span_mean, spans
 from ghosttrack.errors import UserError
 from ghosttrack.runtime.progress import Progress
-from ghosttrack.statistics import Floats
 
 if TYPE_CHECKING:
     from ghosttrack.activations.reader import ActivationStore
@@ -57,38 +54,60 @@ class ClassFiles(NamedTuple):
     tokens: Sequence[Path]
 
 
-def load(file: Path, module: str, class_name: str, where: str) -> Callable[[], OutsideDetector]:
-    """Import a user's class.
+@dataclass(frozen=True)
+class _Rows:
+    """A part with one row per text."""
 
-    Args:
-        file: the file of the class; module: the module to import, or "" to run the file; where: the
-            class and the data set, for errors.
-    Raises:
-        UserError: the import fails, or the class has no method `fit` or `score`.
-    """
-    try:
-        if module:
-            namespace = importlib.import_module(module)
-        else:
-            # so that the file can import its neighbours
-            sys.path.insert(0, str(file.resolve().parent))
-            spec = importlib.util.spec_from_file_location(f"detector_class_{file.stem}", file)
-            assert spec is not None
-            assert spec.loader is not None
-            namespace = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = namespace
-            spec.loader.exec_module(namespace)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{where}: the import raised {_described(error)}") from error
-    made = getattr(namespace, class_name, None)
-    lacks = [name for name in ("fit", "score") if not callable(getattr(made, name, None))]
-    if made is None or lacks:
-        problem = "not found" if made is None else f"has no method {' and no method '.join(lacks)}"
-        raise UserError(
-            f"{where}: {problem}; expected a class with fit(examples, labels) and score(examples)"
-        )
-    found: Callable[[], OutsideDetector] = made
-    return found
+    table: pd.DataFrame
+
+    def __call__(self, rows: Ints) -> pd.DataFrame:
+        return self.table.iloc[rows].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A part with an array by layer, each (texts, width)."""
+
+    values: Mapping[int, Any]
+
+    def __call__(self, rows: Ints) -> dict[int, Any]:
+        """The arrays of the texts `rows`, by layer."""
+        return {layer: np.array(value[rows]) for layer, value in self.values.items()}
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A part with a table per text: rows `start` to `stop` of `table`."""
+
+    table: pd.DataFrame
+    start: Ints
+    stop: Ints
+
+    def __call__(self, rows: Ints) -> list[pd.DataFrame]:
+        return [
+            self.table.iloc[self.start[row] : self.stop[row]].reset_index(drop=True)
+            for row in rows.tolist()
+        ]
+
+
+@dataclass(frozen=True)
+class _TokenArrays:
+    """A part with an array per text by layer: `sizes` rows of `values` from `start` on."""
+
+    values: Mapping[int, Any]
+    start: Mapping[int, Ints]
+    sizes: Mapping[int, Ints]
+
+    def __call__(self, rows: Ints) -> dict[int, list[Any]]:
+        return {
+            layer: [
+                np.array(value[start : start + size], dtype=np.float32)
+                for start, size in zip(
+                    self.start[layer][rows], self.sizes[layer][rows], strict=True
+                )
+            ]
+            for layer, value in self.values.items()
+        }
 
 
 def read_parts(
@@ -117,20 +136,21 @@ def read_parts(
     parts: dict[str, Part] = {}
     if "outputs" in reads:
         features = outputs.drop(columns=[*_NOT_FEATURES], errors="ignore").astype(np.float64)
-        parts["outputs"] = lambda rows: features.iloc[rows].reset_index(drop=True)
+        parts["outputs"] = _Rows(features)
     if "tracks" in reads:
         (path,) = files.track_metrics
         metrics = detectors.read_metrics(tables.read_parquet(path), list(examples["id"]), str(path))
-        parts["tracks"] = lambda rows: metrics.iloc[rows].reset_index(drop=True)
+        parts["tracks"] = _Rows(metrics)
     if "tokens" in reads:
         (path,) = files.tokens
-        read = tables.read_parquet(path)
-        by_text = {
-            number: part[[name for name in _TOKENS if name in part]].reset_index(drop=True)
-            for number, part in read.groupby("example")
-        }
-        empty = read.iloc[:0][[name for name in _TOKENS if name in read]]
-        parts["tokens"] = lambda rows: [by_text.get(row, empty).copy() for row in rows.tolist()]
+        read = tables.read_parquet(path).sort_values("example", kind="stable", ignore_index=True)
+        text = read["example"].to_numpy(dtype=np.int64)
+        each = np.arange(len(examples))
+        parts["tokens"] = _Tokens(
+            read[[name for name in _TOKENS if name in read]],
+            np.searchsorted(text, each, side="left"),
+            np.searchsorted(text, each, side="right"),
+        )
     if files.stores:
         stores = {
             layer: ActivationStore.open([store], [manifest], {"layer": layer})
@@ -154,22 +174,13 @@ def _of_layers(
             layer: span_mean(store.read(), where[layer], ~store.massive)
             for layer, store in stores.items()
         }
-        parts["activations"] = lambda rows: {layer: mean[rows] for layer, mean in means.items()}
+        parts["activations"] = Arrays(means)
     if "token_activations" in reads:
-        values = {layer: store.read() for layer, store in stores.items()}
-
-        def of_tokens(rows: Ints) -> dict[int, list[Any]]:
-            return {
-                layer: [
-                    array[start : start + size].astype(np.float32)
-                    for start, size in zip(
-                        where[layer].start[rows], where[layer].sizes[rows], strict=True
-                    )
-                ]
-                for layer, array in values.items()
-            }
-
-        parts["token_activations"] = of_tokens
+        parts["token_activations"] = _TokenArrays(
+            {layer: store.read() for layer, store in stores.items()},
+            {layer: found.start for layer, found in where.items()},
+            {layer: found.sizes for layer, found in where.items()},
+        )
     if "codes" in reads:
         from ghosttrack import sae
 
@@ -181,14 +192,14 @@ def _of_layers(
             codes[layer] = layer_blocks(
                 read, store.massive, where[layer], model, nothing
             ).code_max.copy()
-        parts["codes"] = lambda rows: {layer: code[rows] for layer, code in codes.items()}
+        parts["codes"] = Arrays(codes)
     return parts
 
 
 def score_dataset(
     name: str,
     dataset: str,
-    make: Callable[[], OutsideDetector],
+    runner: Runner,
     where: str,
     examples: pd.DataFrame,
     parts: Mapping[str, Part],
@@ -198,11 +209,11 @@ def score_dataset(
     """Fit a class in the training part of each outer fold of the leak audit, and score the rest.
 
     Args:
-        name: name of the class in the settings; make: gives a new object of the class; where: the
+        name: name of the class in the settings; runner: fits the class in the folds; where: the
             class and the data set, for errors.
         examples: all texts; parts: from `read_parts`.
         audited: scores of the audit's controls, with the folds.
-        seed: of the order in which a class sees the texts.
+        seed: of the order in which a class sees the texts, and of its random numbers.
     Returns:
         Long table of out-of-fold scores, in the order of `audited`. Without folds all are NaN, with
         the reason.
@@ -225,20 +236,28 @@ def score_dataset(
         splits.check_folds(
             fold, first["group"], list(evaluated["text"]), list(evaluated["id"]), dataset
         )
-        texts = visible(examples, dataset, seed)
+        cv_groups = splits.make_cv_groups(list(first["group"]), list(evaluated["text"]))
         rng = np.random.default_rng(seed)
-        progress = Progress(f"{name} on {dataset}", int(fold.max()) + 1, "folds")
+        folds, tests = list[Fold](), list[Ints]()
         for number in range(int(fold.max()) + 1):
             # Shuffled: neighbouring texts of a block have opposite labels.
             train = rng.permutation(np.flatnonzero(fold != number))
-            test = rng.permutation(np.flatnonzero(fold == number))
-            scores[test] = _score_fold(
-                make,
-                f"{where}, fold {number}",
-                Examples(texts, parts, rows[train]),
-                labels[train],
-                Examples(texts, parts, rows[test]),
+            batches = one_per_group(rng.permutation(np.flatnonzero(fold == number)), cv_groups)
+            own_seed = int.from_bytes(_hashed(f"{seed}/{dataset}/fold {number}", 4))
+            folds.append(
+                Fold(
+                    f"{where}, fold {number}",
+                    own_seed,
+                    rows[train],
+                    labels[train],
+                    [rows[batch] for batch in batches],
+                )
             )
+            tests.append(np.concatenate(batches))
+        progress = Progress(f"{name} on {dataset}", len(folds), "folds")
+        scored = runner(visible(examples, dataset, seed), parts, folds)
+        for test, values in zip(tests, scored, strict=True):
+            scores[test] = values
             progress.advance(1)
     return detectors.frame(
         first.reset_index(drop=True),
@@ -248,66 +267,22 @@ def score_dataset(
     )
 
 
+def one_per_group(rows: Ints, cv_groups: splits.Names) -> list[Ints]:
+    """Rows in batches, in their order: no batch has two rows of one cross-validation group.
+
+    Texts of a block come in pairs, one true and one hallucinated. A class that saw both could
+    compare them, and would know more than the text that it scores.
+    """
+    earlier = pd.Series(rows).groupby(cv_groups[rows], sort=False).cumcount().to_numpy()
+    return [rows[earlier == number] for number in range(int(earlier.max()) + 1)]
+
+
+def _hashed(text: str, size: int) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=size).digest()
+
+
 def visible(examples: pd.DataFrame, dataset: str, seed: int) -> pd.DataFrame:
     """The columns TEXTS of all texts, and a key of each text that names neither id nor label."""
-    keys = [
-        hashlib.blake2b(f"{seed}/{dataset}/{identity}".encode(), digest_size=8).hexdigest()
-        for identity in examples["id"]
-    ]
+    keys = [_hashed(f"{seed}/{dataset}/{identity}", 8).hex() for identity in examples["id"]]
     shown = examples[[name for name in TEXTS if name in examples]]
     return shown.assign(key=keys).reset_index(drop=True)
-
-
-def _score_fold(
-    make: Callable[[], OutsideDetector], where: str, train: Examples, labels: Ints, test: Examples
-) -> Floats:
-    detector = _called(where, "the constructor", make)
-    _called(where, "fit", lambda: detector.fit(train, labels.copy()))
-    return checked(_called(where, "score", lambda: detector.score(test)), len(test), where)
-
-
-def _called(where: str, what: str, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except UserError as error:
-        raise UserError(f"{where}: {what}: {error}") from error
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{where}: {what} raised {_described(error)}") from error
-
-
-def _described(error: BaseException) -> str:
-    """An error in one line, with the file and line that raised it."""
-    message = " ".join(str(error).split())
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"{type(error).__name__}{f': {message}' if message else ''} "
-        f"({Path(frame.filename).name}, line {frame.lineno})"
-    )
-
-
-def checked(returned: Any, expected: int, where: str) -> Floats:
-    """The scores that a class returned, after a check.
-
-    Raises:
-        UserError: they are not `expected` finite numbers; `where` names class and data set.
-    """
-    remedy = f"expected {expected} finite numbers, one per text"
-    if returned is None:
-        raise UserError(f"{where}: score returned nothing; {remedy}")
-    try:
-        values = np.asarray(returned)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{where}: score returned no array ({error}); {remedy}") from None
-    if values.dtype.kind not in "biuf":
-        example = repr(values.flat[0])[:60] if values.size else repr(returned)[:60]
-        raise UserError(f"{where}: score returned {values.dtype}, such as {example}; {remedy}")
-    if values.shape != (expected,):
-        size = f"{len(values)} scores" if values.ndim == 1 else f"an array of shape {values.shape}"
-        raise UserError(f"{where}: score returned {size}; {remedy}")
-    finite = np.isfinite(values)
-    if not finite.all():
-        raise UserError(
-            f"{where}: score returned {int((~finite).sum())} values that are NaN or infinite, the "
-            f"first at position {int(np.argmin(finite))}; {remedy}"
-        )
-    return values.astype(np.float64)

@@ -93,13 +93,19 @@ class Examples:
 
 
 class OutsideDetector(Protocol):
-    """A detector class of a user. A new object is made for each outer fold, without arguments."""
+    """A detector class of a user.
+
+    A new object is made without arguments for each outer fold, in a process of its own.
+    """
 
     def fit(self, examples: Examples, labels: Ints) -> object:
         """Learn from the training texts of a fold; `labels`: (texts,), 1 = hallucinated."""
 
     def score(self, examples: Examples) -> npt.ArrayLike:
-        """Score the test texts of the fold: (texts,) finite numbers, higher = hallucinated.
+        """Score test texts of the fold: (texts,) finite numbers, higher = hallucinated.
+
+        A fold takes several calls. The texts of a call are of different blocks, so that a score
+        cannot rest on the comparison of a true text with its hallucinated counterpart.
 
         The scores of all folds are ranked together, so they should be on one scale, such as
         probabilities or log-odds.

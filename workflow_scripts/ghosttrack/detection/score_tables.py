@@ -52,6 +52,8 @@ def read(
     columns = all_columns(rows, ("id", "score", "dataset", "name", "token"))
     require_columns(columns, [("", "id"), ("", "score")], where)
     optional = [name for name in ("dataset", "name", "token") if name in columns]
+    for name in ("id", *optional):
+        _require_text(rows, name, where)
     table = pd.DataFrame(
         {
             "row": range(1, len(rows) + 1),
@@ -76,8 +78,31 @@ def read(
     )
     if "token" in table:
         grouped = table.groupby(unique[:3], sort=False)["value"]
-        table = (grouped.max() if tokens == "max" else grouped.mean()).reset_index()
+        with np.errstate(over="ignore"):
+            table = (grouped.max() if tokens == "max" else grouped.mean()).reset_index()
+        _refuse(
+            table[~np.isfinite(table["value"])].assign(row=""),
+            f"{where}: the mean over the tokens is no finite number for",
+            "divide all scores by a constant",
+            what="texts",
+        )
     return table[["score", "dataset", "id", "value"]]
+
+
+def _require_text(rows: Sequence[Row], name: str, where: str) -> None:
+    """Refuse cells that are neither text nor number, such as bytes and lists."""
+    wrong = [
+        (number, row.get(name))
+        for number, row in enumerate(rows, start=1)
+        if as_text(row.get(name)) is None
+    ]
+    if wrong:
+        named = ", ".join(f"row {number}: {shown(value)}" for number, value in wrong[:_NAMED])
+        kinds = ", ".join(dict.fromkeys(type(value).__name__ for _, value in wrong))
+        raise UserError(
+            f"{where}: column {name}: {len(wrong)} of {len(rows)} cells are {kinds} ({named}); "
+            "expected text or whole numbers: convert the column"
+        )
 
 
 def _numbers(rows: Sequence[Row], where: str) -> list[float]:
@@ -112,14 +137,17 @@ def _check_names(found: "pd.Series[str]", where: str) -> None:
             raise UserError(f"{where}: column name: {error}") from None
 
 
-def _refuse(rows: pd.DataFrame, problem: str, remedy: str) -> None:
+def _refuse(rows: pd.DataFrame, problem: str, remedy: str, *, what: str = "rows") -> None:
+    """Stop with the number of `rows` and examples; `row` is "" for texts of several rows."""
     if len(rows):
         named = ", ".join(
             f"row {row['row']}" + (f" (id {shown(row['id'])})" if row["id"] else "")
+            if row["row"]
+            else f"id {shown(row['id'])}"
             for row in rows.head(_NAMED).to_dict("records")
         )
         more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
-        raise UserError(f"{problem} {len(rows)} rows: {named}{more}; {remedy}")
+        raise UserError(f"{problem} {len(rows)} {what}: {named}{more}; {remedy}")
 
 
 def join(
@@ -210,7 +238,12 @@ def _mismatch(where: str, scores: int, unknown: list[str], missing: list[str], s
             remedies.append("or judge a finished run with make judge and --subset")
     if unknown:
         remedies.append("take the ids from datasets/NAME/examples.parquet of the run")
-    return f"{where}: {'; '.join(problems)}. {'; '.join(remedies).capitalize()}"
+    return f"{where}: {'; '.join(problems)}. {_sentence('; '.join(remedies))}"
+
+
+def _sentence(text: str) -> str:
+    """`text` with a capital letter first; the names in it stay as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def _listed(values: Sequence[str]) -> str:

@@ -12,11 +12,15 @@ from ghosttrack.settings import EvaluationSettings
 
 
 class Judgement(NamedTuple):
-    """Tables of a run: metrics.csv, ledger.csv and relations.csv."""
+    """Tables of a run: metrics.csv, ledger.csv and relations.csv.
+
+    pools: number of data sets in each mean over data sets.
+    """
 
     metrics: pd.DataFrame
     ledger: pd.DataFrame
     relations: pd.DataFrame
+    pools: Mapping[str, int]
 
 
 def judge(
@@ -28,6 +32,7 @@ def judge(
     seed: int,
     *,
     null_rows_differ: bool = False,
+    minimum_pooled: int = 1,
 ) -> Judgement:
     """Evaluate every score on each data set and pooled, and test every claim.
 
@@ -38,12 +43,18 @@ def judge(
         controls: names of the positive controls.
         variants: the tracker (default) and its nulls.
         null_rows_differ: whether random decoders were fitted on other rows than the SAEs.
+        minimum_pooled: means over fewer data sets are left out.
     """
     scope_results = [
         scoreboard.of_dataset(part, str(name) in controls, settings, seed)
         for name, part in scores.groupby("dataset", sort=False)
     ]
-    scope_results += scoreboard.pools(scope_results, settings.confidence)
+    pooled = [
+        each
+        for each in scoreboard.pools(scope_results, settings.confidence)
+        if len(each.members) >= minimum_pooled
+    ]
+    scope_results += pooled
     single, repeated = [], []
     for name, examples in generated.items():
         part = scores[scores["dataset"] == name]
@@ -64,4 +75,5 @@ def judge(
                 *(each for each in claimed if each.members),
             ]
         ),
+        {each.name: len(each.members) for each in pooled},
     )

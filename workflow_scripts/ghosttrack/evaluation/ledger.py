@@ -50,6 +50,8 @@ def judge(
 ) -> pd.DataFrame:
     """Test every claim in every scope, with Holm correction over the claims of a scope.
 
+    Claims on scores from outside change no other claim: they are corrected over all claims of the
+    scope, and the others over the claims of the project alone.
     A claim about a score that only some data sets have is left out of the other scopes.
 
     Args:
@@ -69,17 +71,30 @@ def judge(
         ]
         compared = [_compare(claim, scope, settings.confidence) for claim in tested]
         unfair = [null_rows_differ and registry.has_random_decoder(row.control) for row in compared]
-        corrected = statistics.holm(
+        corrected = _corrected(
             [
                 float("nan") if excluded else row.gain.p
                 for row, excluded in zip(compared, unfair, strict=True)
-            ]
+            ],
+            [registry.is_external(row.claim.ours) for row in compared],
         )
         rows += [
             _line(row, p, excluded, settings)
             for row, p, excluded in zip(compared, corrected, unfair, strict=True)
         ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _corrected(p: list[float], outside: Sequence[bool]) -> list[float]:
+    """Holm-corrected p; `outside`: which claims are on scores from outside this project."""
+    over_all = statistics.holm(p)
+    over_own = statistics.holm(
+        [float("nan") if other else value for value, other in zip(p, outside, strict=True)]
+    )
+    return [
+        every if other else own
+        for every, own, other in zip(over_all, over_own, outside, strict=True)
+    ]
 
 
 def _compare(claim: ClaimSpec, scope: ScopeResult, confidence: float) -> _Comparison:

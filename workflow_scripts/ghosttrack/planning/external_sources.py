@@ -2,12 +2,12 @@
 
 import ast
 import sys
-from importlib.machinery import PathFinder
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import file_kinds, rows
+from ghosttrack.inputs import file_kinds, modules, rows
 from ghosttrack.planning.configuration import reachable
 from ghosttrack.settings import DetectorClass, ExternalSettings
 
@@ -53,22 +53,32 @@ def find(chosen: DetectorClass) -> ClassSource:
 
 
 def _require_class(path: Path, name: str, key: str) -> None:
-    """Check that a file is Python and defines or imports `name` at its top level."""
+    """Check that a file is Python, has a name that can be imported, and may define `name`."""
     try:
         tree = ast.parse(path.read_bytes(), str(path))
     except (SyntaxError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{key}: {path} is not valid Python: {reason}") from None
-    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
-    others = [
-        alias.asname or alias.name
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    ]
-    if name not in classes + others:
+    if reason := modules.name_refusal(path):
+        raise UserError(f"{key}: {reason}")
+    bound = set(_bound(tree))
+    if not bound & {name, "*", "__getattr__"}:
+        classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
         found = f"its classes are {', '.join(classes)}" if classes else "it has no class"
         raise UserError(f"{key}: {path} has no class {name}; {found}")
+
+
+def _bound(node: ast.AST) -> Iterator[str]:
+    """The names that a module may define, also by assignments, imports and in `if` or `try`."""
+    for inner in ast.iter_child_nodes(node):
+        if isinstance(inner, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield inner.name
+        elif isinstance(inner, ast.alias):
+            yield inner.asname or inner.name.partition(".")[0]
+        elif isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+            yield inner.id
+        else:
+            yield from _bound(inner)
 
 
 def _module_file(module: str, key: str) -> Path:
@@ -77,13 +87,13 @@ def _module_file(module: str, key: str) -> Path:
     origin = ""
     for depth in range(1, len(module.split(".")) + 1):
         part = ".".join(module.split(".")[:depth])
-        found = PathFinder.find_spec(part, searched)
+        found = modules.find(part, searched)
         if found is None or (not found.origin and not found.submodule_search_locations):
             raise UserError(
                 f"{key}: the module {part} is not installed in this environment "
                 f"({sys.prefix}); install it, or name a file, as in path/to/file.py:CLASS"
             )
-        searched, origin = list(found.submodule_search_locations or []), found.origin or ""
+        searched, origin = modules.folders_of(found, searched), found.origin or ""
     if not origin.endswith(".py"):
         raise UserError(f"{key}: {module} is no Python file; name the module with the class")
     return Path(origin)

@@ -451,8 +451,11 @@ def detectors(run: Run) -> int:
 
 
 def detector_class(run: Run) -> int:
-    """What the training of detectors holds; a user's class may need more, on a second attempt."""
-    return detectors(run)
+    """What the training of detectors holds, and a process for the class.
+
+    A user's class may need more, on a second attempt.
+    """
+    return detectors(run) + TORCH_LEARNING
 
 
 def score_table(run: Run) -> int:

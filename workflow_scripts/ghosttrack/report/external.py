@@ -1,7 +1,7 @@
 """Verdicts on detectors from outside this project, in the report and on a page of `make judge`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -43,8 +43,13 @@ class Judged(NamedTuple):
     tables: bool
 
 
-def judged(metrics: pd.DataFrame, ledger: pd.DataFrame) -> Judged:
-    """The scores from outside in the tables of a run, means over data sets first."""
+def judged(
+    metrics: pd.DataFrame, ledger: pd.DataFrame, pools: Mapping[str, str] = verdicts.POOLS
+) -> Judged:
+    """The scores from outside in the tables of a run, means over data sets first.
+
+    `pools`: names of the means over data sets.
+    """
     own = ledger[ledger["ours"].map(registry.is_external)]
     own = own[own["claim"].str.endswith(_DECISIVE)]
     rows = []
@@ -57,7 +62,7 @@ def judged(metrics: pd.DataFrame, ledger: pd.DataFrame) -> Judged:
         rows.append(
             JudgedRow(
                 registry.get(score).label,
-                verdicts.POOLS.get(dataset, dataset),
+                pools.get(dataset, dataset),
                 measured,
                 registry.label(str(found["control"])),
                 found,
@@ -69,6 +74,14 @@ def judged(metrics: pd.DataFrame, ledger: pd.DataFrame) -> Judged:
         key=lambda row: (scores.index(row.row["ours"]), row.row["dataset"] not in verdicts.POOLS)
     )
     return Judged(rows, opposite(metrics), any(name.startswith(registry.TABLE) for name in scores))
+
+
+def pool_names(members: Mapping[str, int]) -> dict[str, str]:
+    """Names of means over the judged data sets; `members`: the number of data sets of each."""
+    return {
+        pool: f"mean of the {count} judged data sets, {verdicts.POOLS[pool].partition(', ')[2]}"
+        for pool, count in members.items()
+    }
 
 
 def opposite(metrics: pd.DataFrame) -> list[str]:

@@ -1,5 +1,7 @@
 """The page of `make judge`."""
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 import ghosttrack
@@ -7,8 +9,11 @@ from ghosttrack import scores as registry
 from ghosttrack.report import external, page, verdicts
 
 
-def render(run: str, found: external.Judged, ledger: pd.DataFrame) -> str:
-    """The page of `make judge` as HTML text; `run`: name of the judged run."""
+def render(run: str, found: external.Judged, ledger: pd.DataFrame, pools: Mapping[str, str]) -> str:
+    """The page of `make judge` as HTML text.
+
+    `run`: name of the judged run; `pools`: names of the means over data sets.
+    """
     own = ledger[ledger["ours"].map(registry.is_external)].to_dict("records")
     return page.page(
         "judged.html",
@@ -20,7 +25,7 @@ def render(run: str, found: external.Judged, ledger: pd.DataFrame) -> str:
         claims=[
             {
                 "title": line["claim"],
-                "dataset": page.POOLS.get(line["dataset"], line["dataset"]),
+                "dataset": pools.get(line["dataset"], line["dataset"]),
                 "text": verdicts.claim_of({str(key): value for key, value in line.items()}),
             }
             for line in own

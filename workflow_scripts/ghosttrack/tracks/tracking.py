@@ -86,7 +86,10 @@ def detect_active(
     rows: int,
     ranks: int,
 ) -> Detections:
-    """As `detect`, from the active features alone: all (entries,), activations above 0, rows ascending."""
+    """As `detect`, from the active features alone.
+
+    All arrays are (entries,), the activations are above 0, and the rows ascend.
+    """
     count = np.bincount(row, minlength=rows)
     rank = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     # One integer key per detection that sorts strongest first: positive floats have the same order
