@@ -146,20 +146,13 @@ def with_statements(run: Path) -> None:
     """Read statements of all kinds and fit the detector of whole statements; `save` comes first."""
     folder, detection = run / "statements", run / "detection"
     statements, pooled = folder / "statements.parquet", folder / "pooled.safetensors"
-<<<<<<< HEAD
-=======
     manifest = folder / "pooled.json"
->>>>>>> s5-judgefix
     read_statements.main(
         weights=run / "model" / "model.safetensors",
         check=run / "model_check.json",
         statements=statements,
         pooled=pooled,
-<<<<<<< HEAD
-        manifest=folder / "pooled.json",
-=======
         manifest=manifest,
->>>>>>> s5-judgefix
         layers=LAYERS,
         site="resid_post",
         texts_per_kind=8,
@@ -170,11 +163,7 @@ def with_statements(run: Path) -> None:
     save_statement_detector.main(
         statements=statements,
         pooled=pooled,
-<<<<<<< HEAD
-        manifest=folder / "pooled.json",
-=======
         manifest=manifest,
->>>>>>> s5-judgefix
         source=run / "model" / "source.json",
         detector=detection / saved_statements.WEIGHTS_NAME,
         about=detection / saved_statements.ABOUT_NAME,

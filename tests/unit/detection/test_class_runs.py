@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -416,11 +415,7 @@ def test_the_template_is_the_example_of_the_page_and_finds_a_planted_direction()
             class_folds.in_processes(source, 1),
             WHERE,
             texts,
-<<<<<<< HEAD
-            {"activations": partial(layer_four, x)},
-=======
             {"activations": class_runs.Arrays({4: x})},
->>>>>>> s5-judgefix
             audited(texts),
             seed=0,
         )
