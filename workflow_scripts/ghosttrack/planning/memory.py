@@ -37,6 +37,8 @@ _FETCHED_COPIES = 2.8
 # Contexts that an extraction job reads at once, and arrays as wide as the residual stream that a
 # block takes: queries, keys, values, the MLP and its activation function. Llama 21, GPT-2 46.
 _CONTEXTS, _STREAMS = 16, 40
+# Threads that encode at once in mode int8s, rows that each one encodes, and copies that it holds.
+_WRITERS, _CHUNK_ROWS, _ENCODED_COPIES = 4, 4096, 5
 # Positions whose logits a job computes at once, and arrays of that size that it holds.
 _HEAD_ROWS, _HEAD_COPIES = 256, 2
 # Tokens of texts that are read together, and rows of examples that are put in order in memory: see
@@ -68,10 +70,13 @@ _COUNTED_ROWS = 32_768
 _TRACKED_ROWS, _TRACKED_COPIES, _DETECTION = 2048, 6, 40
 # Bytes of the description of a feature, and of a link between two features, as a job holds them.
 _DESCRIBED, _LINK = 6000, 60
+# Bytes of the neighbours of a feature in the next layer, as they are read.
+_LINKED_FEATURE = 2000
 # Bytes of a text, and of a row of a long table of scores, in a table in memory.
 _TEXT, _SCORE = 4000, 400
-# Scores of a text: probes, controls, stacks, and the classifiers of the track metrics.
-_SCORES = 45
+# Scores of a text: probes, controls, stacks, and the classifiers of the track metrics; and those of
+# candidate answers with their nulls.
+_SCORES, _CANDIDATE_SCORES = 45, 25
 # Columns of the track metrics of a token, with work space.
 _METRICS = 200
 # Numbers in a block of bootstrap weights, and arrays of that size.
@@ -79,7 +84,7 @@ _BOOTSTRAP, _BOOTSTRAP_COPIES = 8_000_000, 7
 # Copies of the Gram matrix of a probe beside one for each fold, and the fraction of the features that
 # fire on enough texts to have a column in it: ASSUME, half of them in the default run.
 _GRAM_COPIES, _FIRING = 3, 0.7
-# Bytes of the curves of a data set.
+# Bytes of the curves of a data set, and half of those of a layer.
 _DRAWN = 2_000_000
 # Kinds of training statements, and pools and layers of their activations.
 _STATEMENT_KINDS, _STATEMENT_POOLS, _STATEMENT_LAYERS = 17, 3, 3
@@ -186,6 +191,12 @@ def _with_model(run: Run) -> int:
     return MODEL + (GPU_LIBRARIES if run.gpu else 0) + _mb(model_weights(run))
 
 
+def _or_loading(run: Run, held: int) -> int:
+    """The larger one of what a job holds later, and the weights beside their mapped file."""
+    mapped = _mb(run.stored * _parameters(run))
+    return max(held, _with_model(run) + (MODEL_TABLES - MODEL) + mapped)
+
+
 def _tokenizer(run: Run) -> int:
     return _TOKEN_BYTES * run.vocabulary
 
@@ -211,24 +222,28 @@ def dataset(run: Run) -> int:
 
 
 def extraction(run: Run, layers: Sequence[int] | None = None) -> int:
-    """Weights; a batch of contexts in one block; `layers` in fp16 twice; all tokens."""
+    """Weights; a batch of contexts in one block; `layers` as read and in fp16 twice; all tokens."""
     rows = _CONTEXTS * run.settings.corpus.context * run.d_model
     kept = run.layers if layers is None else len(layers)
-    batch = rows * (_STREAMS * _FP32 + 2 * _FP16 * kept)
-    return _with_model(run) + _mb(batch + 2 * _FP32 * run.corpus)
+    batch = rows * (_STREAMS * _FP32 + (2 * _FP16 + _FP32) * kept)
+    encoded = 0
+    if run.settings.activations.storage == "int8s":
+        encoded = _WRITERS * _ENCODED_COPIES * _FP32 * _CHUNK_ROWS * run.d_model
+    return _or_loading(run, _with_model(run) + _mb(batch + encoded + 2 * _FP32 * run.corpus))
 
 
 def examples(run: Run) -> int:
     """Weights, tokenizer, texts read together, logits, and a window of rows of every layer."""
     window = min(_WINDOW_EXAMPLES, run.largest.tokens) * (run.layers + 1) * run.d_model
     packed = _PACKED * run.d_model * _STREAMS
-    return (
+    held = (
         _with_model(run)
         + (MODEL_TABLES - MODEL)
         + _mb(
             _FP32 * (packed + 2 * window) + _head(run) + _tokenizer(run) + _TEXT * run.largest.texts
         )
     )
+    return _or_loading(run, held)
 
 
 def statements(run: Run) -> int:
@@ -439,7 +454,7 @@ def detectors(run: Run) -> int:
     layer = run.largest.tokens * run.d_model + 2 * texts * (2 * run.d_sae + 3 * run.d_model)
     return (
         TORCH_LEARNING
-        + 40
+        + 190
         + _mb(
             _FP32 * (pooled + 2 * layer)
             + _encoded(run, run.largest.tokens)
@@ -523,7 +538,9 @@ def judged_arms(run: Run) -> int:
 # ---- tables, figures and pages
 def _scores(run: Run) -> int:
     """The long table of the scores of all data sets."""
-    return _SCORE * _SCORES * run.together.texts
+    compared = run.settings.tracking.compare_candidates != "none"
+    scores = _SCORES + (_CANDIDATE_SCORES if compared else 0)
+    return _SCORE * scores * run.together.texts
 
 
 def token_detectors(run: Run) -> int:
@@ -570,7 +587,7 @@ def figures(run: Run) -> int:
     """Tables of metrics, of the track metrics and of the links, and one figure at a time."""
     links = 4 * (_FP32 + _FP32) * run.layers * run.d_sae * run.settings.tracking.neighbours
     metrics = _FP64 * _METRICS * run.together.texts
-    return FIGURES + _mb(links + metrics + _DRAWN * len(run.datasets))
+    return FIGURES + _mb(links + metrics + _DRAWN * (len(run.datasets) + 2 * run.layers))
 
 
 def comparison(run: Run, models: int) -> int:
@@ -578,9 +595,9 @@ def comparison(run: Run, models: int) -> int:
     return evaluation(run) + _mb((models - 1) * _scores(run)) + FIGURES - TABLES
 
 
-def page(_run: Run) -> int:
-    """Small tables and a page with its figures."""
-    return TABLES + 15
+def page(run: Run) -> int:
+    """Small tables, the links between all layers, and a page with its figures."""
+    return TABLES + 15 + _mb(_LINKED_FEATURE * run.d_sae * max(run.layers - 1, 0))
 
 
 def costs(_run: Run) -> int:

@@ -5,7 +5,9 @@ import ctypes
 import os
 
 # <malloc.h> of glibc.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+# Each arena keeps its freed blocks: with one per thread, 24 writers kept 0.7 GB.
+_ARENAS = 2
 
 
 def keep_freed_memory() -> None:
@@ -17,6 +19,7 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, _ARENAS)
         for name in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
             mallopt(name, 2**31 - 1)
 
