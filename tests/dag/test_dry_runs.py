@@ -68,6 +68,7 @@ def test_what_runs_the_model_or_trains_an_sae_asks_for_a_gpu_and_nothing_else_do
         "Extracting activations",
         "Extracting held-out activations",
         "Generating answers",
+        "Reading statements",
     }
     assert with_gpu == {
         *extractions,
@@ -75,8 +76,9 @@ def test_what_runs_the_model_or_trains_an_sae_asks_for_a_gpu_and_nothing_else_do
         "Evaluating the SAE",
         "Testing the explanations",
     }
-    # The check of the model, six waves of ten shards, the held-out text, nine data sets, the questions, 24 SAEs trained and measured, explanations.
-    assert sum("(GPUs: 1)" in line for line in lines) == 1 + 60 + 1 + 9 + 1 + 24 + 24 + 1
+    # The check of the model, six waves of ten shards, the held-out text, nine data sets, the questions,
+    # the training statements, 24 SAEs trained and measured, explanations.
+    assert sum("(GPUs: 1)" in line for line in lines) == 1 + 60 + 1 + 9 + 1 + 1 + 24 + 24 + 1
 
 
 def test_jobs_that_run_the_model_ask_for_the_gpus_that_it_is_spread_over(house: Path) -> None:
