@@ -6,7 +6,8 @@ A clone takes the place of the reader's, with these differences:
   tiny-gpt2, whose run has finished;
 - `.venv` is the environment of the tests, which `make` takes as ready;
 - files that the pages call the reader's own exist: `mine.csv` as the tutorial prints it,
-  `config/datasets/mine.yaml` for these texts, and a checkpoint in `path/to/model`;
+  `config/datasets/mine.yaml` for these texts, a checkpoint in `path/to/model`, and `my_scores.csv`
+  with a score of every evaluated text;
 - `results/mine` is a copy of the finished run;
 - the commands of REPLACED run in the form given there.
 
@@ -23,6 +24,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -87,6 +89,10 @@ def furnish(house: Path) -> None:
     shutil.copytree(results / MODEL / "model", house / "path" / "to" / "model")
     table = next(block.text for block in of_page("docs/tutorial.md", "text"))
     (house / "mine.csv").write_text(table, encoding="utf-8")
+    scores = pd.read_parquet(results / MODEL / "detection" / "scores.parquet")
+    mine = scores[scores["score"] == "answer_logprob_mean"].drop(columns="score")
+    mine = mine.rename(columns={"value": "score"})[["dataset", "id", "score"]]
+    mine.to_csv(house / "my_scores.csv", index=False)
     rows = list(csv.DictReader(table.splitlines()))
     assert {"text", "answer"} <= set(rows[0])
     (house / "config" / "datasets" / "mine.yaml").write_text(
