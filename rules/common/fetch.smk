@@ -1,7 +1,12 @@
 # rules/common/fetch.smk -- helpers of rules/fetch.smk.
 def local_dataset(wildcards):
-    """Input function: the user's file behind a data set, if there is one."""
-    return [path for path in [DATASETS[wildcards.dataset].path] if path]
+    """Input function: the user's file behind a data set, and RAGTruth's second file, if there are any."""
+    settings = DATASETS[wildcards.dataset]
+    files = [path for path in [settings.path] if path]
+    if settings.source == "ragtruth":
+        beside = [str(Path(path).with_name("source_info.jsonl")) for path in files]
+        files += [path for path in beside if Path(path).is_file()]
+    return files
 
 
 def chat_tokenizer(wildcards):

@@ -126,9 +126,14 @@ class Detector:
         numbered = _with_unique_ids(
             _as_text(given, number) for number, given in enumerate(texts, start=1)
         )
+        level = confidence
+        if self.calibration:  # it is fitted on the sentences that decide at this level
+            from ghosttrack.detection.calibration import CONFIDENCES
+
+            level = min(CONFIDENCES)
         size = FIRST_WINDOW
         while window := list(islice(numbered, size)):
-            for score in self._window(window, confidence, reasons):
+            for score in self._window(window, level, reasons):
                 yield self.calibration.apply(score, confidence) if self.calibration else score
             size = min(2 * size, WINDOW)
 

@@ -127,6 +127,13 @@ def test_square_brackets_mark_the_answer_of_a_statement(server: serve.Server) ->
     ]
 
 
+def test_marked_words_that_occur_again_later_are_refused(server: serve.Server) -> None:
+    status, page = ask_form(server, texts="[May] comes before May in no year.")
+    assert status == 400
+    assert "occurs again after the brackets" in page
+    assert ask_form(server, texts="May comes before [ May ] in no year.")[0] == 200
+
+
 def test_an_abstention_with_a_reason_is_said_in_words() -> None:
     (score,) = Fake().stream([{"text": OPEN}], confidence=0.75, reasons=0)
     score = score._replace(verdict="abstain: unlike anything it was tested on")

@@ -66,6 +66,18 @@ def test_numbers_without_any_information_lead_to_almost_no_verdict() -> None:
     assert decided < 0.02 * 12 * 500
 
 
+def test_scores_are_never_turned_around_and_chance_is_rarely_informative() -> None:
+    informative, seeds = 0, 40
+    for seed in range(seeds):
+        rng = np.random.default_rng([5, seed])
+        informative += calibration.fit(*draw(rng, 60, 0.0), alone(60)).informative
+        columns, labels = draw(rng, 60, 0.3)
+        weak = calibration.fit(columns, labels, alone(60))
+        logit = ((columns - weak.mean) / weak.scale) @ weak.weight
+        assert logit[labels == 1].mean() >= logit[labels == 0].mean() - 1e-9
+    assert informative <= 0.2 * seeds
+
+
 def test_a_confidence_that_the_texts_cannot_support_gives_no_verdict(made: Calibration) -> None:
     assert made.threshold(0.5) == 0.5
     assert 0.75 <= made.threshold(0.75) <= made.threshold(0.9)

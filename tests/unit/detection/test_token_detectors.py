@@ -274,6 +274,21 @@ def test_draws_are_those_of_the_general_bootstrap() -> None:
     assert row["auprc"] == average_precision(y, values)
 
 
+def test_equal_scores_have_the_interval_of_any_order_of_rows() -> None:
+    generator = np.random.default_rng(14)
+    y = np.arange(400) % 5 == 0
+    group = np.array([f"g{number // 10}" for number in range(400)], dtype=object)
+    for scores in (np.zeros(400), generator.integers(4, size=400).astype(float)):
+        rows = []
+        for order in (np.arange(400), np.arange(400)[::-1], generator.permutation(400)):
+            drawn = token_tables._resample(group[order], 200, "x", 1)
+            rows.append(token_tables._auprc(y[order].astype(np.int64), scores[order], drawn, 0.95))
+        for row in rows:
+            assert row["auprc_low"] - 1e-9 <= row["auprc"] <= row["auprc_high"] + 1e-9
+            assert row["auprc_high"] - row["auprc_low"] < 0.2
+    assert rows[0]["auprc"] == pytest.approx(rows[1]["auprc"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -288,6 +303,16 @@ def test_draws_are_those_of_the_general_bootstrap() -> None:
         (
             lambda data: data._replace(tokens=data.tokens.iloc[WORDS:], without=None),
             "lacks the tokens",
+        ),
+        (
+            lambda data: data._replace(
+                tokens=data.tokens[~data.tokens.duplicated("example", keep="last")], without=None
+            ),
+            "only the last tokens",
+        ),
+        (
+            lambda data: data._replace(audited=data.audited.assign(fold=data.audited["fold"] % 2)),
+            r"detection\.folds to 3",
         ),
     ],
 )

@@ -21,6 +21,7 @@ from ghosttrack.cli.score import as_mapping, path_of
 from ghosttrack.cli.waiting import limit_threads, log_to_stderr
 from ghosttrack.detection.scored_texts import ScoredText
 from ghosttrack.errors import UserError
+from ghosttrack.inputs.answer_spans import last_span
 from ghosttrack.report import served
 
 log = logging.getLogger("ghosttrack")
@@ -317,7 +318,18 @@ class Handler(BaseHTTPRequestHandler):
 def _marked(line: str) -> dict[str, str]:
     """A statement, with its answer if one part of it is in square brackets."""
     parts = _BRACKETS.fullmatch(line)
-    return {"text": "".join(parts.groups()), "answer": parts[2]} if parts else {"text": line}
+    if not parts:
+        return {"text": line}
+    text, answer = "".join(parts.groups()), parts[2]
+    marked = len(parts[1]) + len(answer) - len(answer.lstrip())
+    found = last_span(text, answer.strip())
+    if found and found[0] != marked:
+        raise RefusedError(
+            HTTPStatus.BAD_REQUEST,
+            f"{answer.strip()[:40]!r} occurs again after the brackets, and a marked part is judged at "
+            "its last occurrence; mark that one, or shorten the text",
+        )
+    return {"text": text, "answer": answer}
 
 
 def _few(texts: list[Any]) -> list[Any]:

@@ -168,6 +168,11 @@ def fit(columns: Floats, labels: Ints, cv_groups: splits.Names) -> Calibration:
     left_out = {strength: _left_out(columns, labels, fold, strength) for strength in STRENGTHS}
     strength = min(STRENGTHS, key=lambda each: _log_loss(labels, left_out[each]))
     to_odds = probes.platt(left_out[strength], labels)
+    if (
+        to_odds.slope <= 0
+    ):  # the left-out scores rank no better than chance: do not turn them around
+        odds = float(np.log((labels.sum() + 1) / ((labels == 0).sum() + 1)))
+        to_odds = probes.Platt(0.0, odds)
     standard, weight, intercept = _regression(columns, labels, strength)
     probability = probes.probability(to_odds.apply(left_out[strength]))
     certainty = np.maximum(probability, 1 - probability)

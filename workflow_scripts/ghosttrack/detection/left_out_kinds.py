@@ -69,6 +69,7 @@ class Judged(NamedTuple):
         It is never less sure than the reliability, and never on the other side of the log-odds.
         """
         right = np.maximum(np.maximum(probability(self.selected), self.reliability), 0.5)
+        right = np.minimum(right, 1 - 1e-8)  # so that its log-odds are finite
         return np.where(self.log_odds > 0, right, 1 - right)
 
 

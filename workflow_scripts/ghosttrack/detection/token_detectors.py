@@ -121,11 +121,22 @@ def read_inputs(
     example = number[table["example"].to_numpy()].astype(np.int64)
     if len(np.unique(example)) < len(texts):
         raise UserError(f"{dataset}: tokens.parquet lacks the tokens of some answers: {again}")
+    if (table.groupby("example")["start"].min() > 0).any():
+        raise UserError(
+            f"{dataset}: only the last tokens of answers are stored. Detectors of tokens need every "
+            "answer token: set activations.positions: answer"
+        )
     texts = texts.assign(group=first.loc[texts["id"], "group"].to_numpy())
+    fold = first.loc[texts["id"], "fold"].to_numpy(dtype=np.int64)
+    if fold.max(initial=0) == 1:
+        raise UserError(
+            f"{dataset}: 2 outer folds leave no inner fold to detectors of tokens: set "
+            "detection.folds to 3 or more"
+        )
     return TokenInputs(
         rows,
         example,
-        first.loc[texts["id"], "fold"].to_numpy(dtype=np.int64)[example],
+        fold[example],
         (table["span"].to_numpy() >= HARD).astype(np.int64),
         table,
         texts,

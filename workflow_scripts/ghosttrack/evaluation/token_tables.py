@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from ghosttrack import scores as registry
 from ghosttrack import statistics
@@ -203,7 +204,8 @@ def _auprc(labels: Ints, scores: Floats, drawn: _Resamples, confidence: float) -
     value = statistics.average_precision(labels, scores)
     if not np.isfinite(value):
         return {"auprc": value}
-    order = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
+    # Equal scores have one place: their order says nothing.
+    order = rankdata(-scores, method="max").astype(np.int64) - 1
     width = min(_BINS, len(scores))
     place = order * width // len(scores)
     groups = drawn.counts.shape[1]

@@ -28,6 +28,10 @@ OTHER_TEXTS = 2000
 _TEXT_BYTES, _COUNTED = 200, 64 * 2**20
 # ASSUME: answer tokens of a statement about a fact, and of another text.
 TOKENS_PER_STATEMENT, TOKENS_PER_TEXT = 2, 8
+# Answer tokens of a text with hallucinated spans: 149 in RAGTruth QA.
+TOKENS_PER_LONG_TEXT = 170
+# Statements that factscore makes of a row: 27.
+FACTS_PER_BIOGRAPHY = 30
 # ASSUME: tokens that are read, relative to the tokens of the answer.
 READ = {"answer": 1.0, "last": 0.5, "all": 5.0}
 # Assumed vocabulary of a model whose settings and files do not give it, and that of random weights.
@@ -70,6 +74,8 @@ def estimated_rows(settings: Settings, dataset: DatasetSettings) -> int:
     if dataset.mode == "generated":
         return round(texts(settings, dataset) * settings.generation.max_new_tokens * share)
     per_text = TOKENS_PER_STATEMENT if dataset.source == "facts" else TOKENS_PER_TEXT
+    if dataset.has_spans:
+        per_text = TOKENS_PER_LONG_TEXT
     return round(texts(settings, dataset) * per_text * share)
 
 
@@ -85,6 +91,8 @@ def texts(settings: Settings, dataset: DatasetSettings) -> int:
         known = _lines(table) * TEXTS_PER_FACT * (2 if dataset.conflict else 1)
     elif dataset.path:
         known = _rows(Path(dataset.path).expanduser())
+        if dataset.source == "factscore":
+            known *= FACTS_PER_BIOGRAPHY
     else:
         known = TEXTS.get(dataset.source, dataset.max_examples or OTHER_TEXTS)
     return min(known, dataset.max_examples or known)
