@@ -115,7 +115,8 @@ class Detector:
         Args:
             texts: strings, `Text`s, or mappings with the fields of `Text`, of which `text` is
                 required.
-            confidence: the detector abstains below this probability of its verdict; 0.5 to 1.
+            confidence: fraction of its verdicts that shall be right, 0.5 (a verdict on every text) to
+                1; the detector abstains where it has not shown that.
             reasons: number of features to name per text.
 
         Raises:
@@ -123,6 +124,8 @@ class Detector:
         """
         if not 0.5 <= confidence <= 1:
             raise UserError(f"confidence: {confidence} must be from 0.5 (never abstain) to 1")
+        if reasons < 0:
+            raise UserError(f"reasons: {reasons} must be 0 or more")
         numbered = _with_unique_ids(
             _as_text(given, number) for number, given in enumerate(texts, start=1)
         )
@@ -169,6 +172,7 @@ class Detector:
         probabilities = probability(results.log_odds)
         scored: dict[str, list[ScoredSentence]] = {text.id: [] for text in window}
         tokens: dict[str, list[ScoredToken]] = {text.id: [] for text in window}
+        whole: set[str] = set()
         for row, (text, span) in enumerate(rows):
             last = max((token.end for token in tokens[text.id]), default=-1)
             tokens[text.id] += [
@@ -190,6 +194,7 @@ class Detector:
             log_odds, hallucinated = results.log_odds[row], _round(probabilities[row])
             opinion = opinions[row]
             if opinion is not None and self._is_whole(text):
+                whole.add(text.id)
                 hallucinated = _round(opinion.probability)
                 log_odds = math.log(opinion.probability / (1 - opinion.probability))
                 output = log_odds - probe[row].mean()
@@ -229,6 +234,7 @@ class Detector:
                 worst.reasons,
                 worst.unexplained,
                 sentences=tuple(found),
+                whole=text.id in whole,
             )
 
     def _is_whole(self, text: Text) -> bool:

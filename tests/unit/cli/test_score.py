@@ -89,10 +89,16 @@ class Echo(Detector):
 
     def __init__(self) -> None:
         self.seen: list[Text] = []
+        self.calibration = None
 
     def _window(self, window: Sequence[Text], *_: float) -> Iterator[ScoredText]:
         self.seen += window
         return iter(())
+
+
+def test_a_negative_number_of_reasons_is_refused() -> None:
+    with pytest.raises(UserError, match="reasons: -1"):
+        Echo().score(["It is so"], reasons=-1)
 
 
 def test_the_detector_keeps_ids_and_answers_that_are_numbers() -> None:

@@ -46,6 +46,8 @@ def path_of(text: str) -> Path:
 
 def as_mapping(score: ScoredText) -> dict[str, Any]:
     """A score as a line of the jsonl file: nested plain values."""
+    # The detector of whole statements has no such part.
+    output = {"output": None} if score.whole else {}
     return {
         **{
             key: getattr(score, key)
@@ -60,6 +62,7 @@ def as_mapping(score: ScoredText) -> dict[str, Any]:
                 "calibration",
             )
         },
+        **output,
         "answer": score.text[score.start : score.end],
         "tokens": [
             {"text": score.text[token.start : token.end], **token._asdict()}
@@ -206,8 +209,8 @@ def main(arguments: list[str]) -> int:
         "--confidence",
         type=float,
         default=api.CONFIDENCE,
-        help="abstain below this probability of the verdict, from 0.5 (never) to 1; default "
-        "%(default)s",
+        help="fraction of the verdicts that shall be right, from 0.5 (a verdict on every text) to 1: "
+        "the detector abstains where it has not shown that; default %(default)s",
     )
     parser.add_argument(
         "--reasons",

@@ -94,6 +94,8 @@ class ScoredText(NamedTuple):
     are those of the decisive sentence (see `decisive`).
 
     calibration: name of the user's calibration that gave probability and verdict; "" for none.
+    whole: whether the detector of whole statements decided. Then output, tokens and reasons are those
+    of the detector of answers, and no parts of the log-odds.
     """
 
     id: str
@@ -109,6 +111,7 @@ class ScoredText(NamedTuple):
     unexplained: float = 1.0
     calibration: str = ""
     sentences: tuple[ScoredSentence, ...] = ()
+    whole: bool = False
 
     @property
     def words(self) -> list[ScoredToken]:
