@@ -14,6 +14,7 @@ import pytest
 import small_models
 
 from ghosttrack.cli import judge
+from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
 from tests.conftest import ROOT
 
@@ -201,6 +202,14 @@ def test_texts_of_one_class_and_a_name_that_is_taken_are_refused(
     both = [str(tmp_path / "same.csv"), str(tmp_path / "other" / "same.csv")]
     assert judge.main([str(run), *both]) == 2
     assert "two tables have scores with the name table.same" in capsys.readouterr().err
+
+
+def test_a_data_set_of_one_class_is_named_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = pd.DataFrame({"dataset": ["a", "a", "b", "b"], "label": [0, 1, 1, 1]})
+    assert list(judge._of_both_classes(texts, texts)["dataset"]) == ["a", "a"]
+    assert "b is not judged: all of its texts in the run have one label" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no data set of the scores has"):
+        judge._of_both_classes(texts[texts["dataset"] == "b"], texts)
 
 
 def _has_lm_polygraph() -> bool:

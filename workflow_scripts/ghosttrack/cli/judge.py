@@ -102,7 +102,7 @@ def judge(
         read = score_tables.read(path, entry, lower=lower, tokens=tokens, key="table")
         ids = {dataset: examples["id"] for dataset, examples in known.items()}
         joined.append(score_tables.join(read, texts, ids, f"table: {path}", subset=subset).scores)
-    added = pd.concat(joined, ignore_index=True)
+    added = _of_both_classes(pd.concat(joined, ignore_index=True), texts)
     _require_new(added, scores)
     judged = judgement.judge(
         pd.concat([_same_texts(scores, added), added], ignore_index=True),
@@ -183,6 +183,22 @@ def _require_new(added: "pd.DataFrame", scores: "pd.DataFrame") -> None:
             f"{where} scores with the name {min(twice)}: rename the file, or give one table and "
             "--name"
         )
+
+
+def _of_both_classes(added: "pd.DataFrame", texts: "pd.DataFrame") -> "pd.DataFrame":
+    """The scores without the data sets whose texts in the run all have one label, which are named.
+
+    Raises:
+        UserError: no data set is left.
+    """
+    labels = texts.groupby("dataset")["label"].nunique()
+    single = [name for name in added["dataset"].unique() if labels[name] < 2]
+    for name in single:
+        sys.stderr.write(f"{name} is not judged: all of its texts in the run have one label\n")
+    left = added[~added["dataset"].isin(single)]
+    if left.empty:
+        raise UserError("no data set of the scores has true and hallucinated texts in the run")
+    return left
 
 
 def _same_texts(scores: "pd.DataFrame", added: "pd.DataFrame") -> "pd.DataFrame":
