@@ -32,7 +32,7 @@ def test_an_empty_folder_shows_the_plan_alone(tmp_path: Path) -> None:
     text = status.as_text(look(tmp_path / "results", model="gpt2-medium"))
     for words in (
         "gpt2-medium: 24 layers in 6 waves of 4, 10,000,384 tokens each, stored as int8s",
-        "60 extract activations, 24 train SAEs, 224 in all",
+        "60 extract activations, 24 train SAEs, 226 in all",
         "at most 43.6 GB of training activations at once and 5.05 GB held-out, budget 70 GB",
         "10.9 GB per layer; all layers at once would take 262 GB",
         "3.5 passes instead of 1",

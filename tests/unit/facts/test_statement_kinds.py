@@ -9,7 +9,7 @@ import pytest
 
 from ghosttrack.detection import controls, probes, splits
 from ghosttrack.errors import UserError
-from ghosttrack.facts.examples import Example
+from ghosttrack.facts.examples import OPTIONAL, Example
 from ghosttrack.facts.kind_wordings import COMPARISONS, WORDINGS
 from ghosttrack.facts.statement_kinds import (
     KIND_COLUMNS,
@@ -40,7 +40,8 @@ def blocks(frame: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def test_rows_have_the_columns_and_spans_of_an_example(frame: pd.DataFrame) -> None:
-    assert tuple(frame.columns) == (*Example._fields, *KIND_COLUMNS)
+    fields = tuple(name for name in Example._fields if name not in OPTIONAL)
+    assert tuple(frame.columns) == (*fields, *KIND_COLUMNS)
     assert frame["id"].is_unique
     assert frame["text"].is_unique
     assert set(frame["polarity"]) == {"affirmed", "negated"}

@@ -442,7 +442,7 @@ def test_errors_in_user_texts_name_row_and_key(
             "row 2, column 'label', line .*field larger than field limit",
             id="open quotation mark",
         ),
-        ("a.csv", b'text,label\na,0\n"b"c,1\n', "row 2, line 3: ',' expected after"),
+        ("a.csv", b'text,label\na,0\n"b"c,1\n', "row 2, column 'text', line 3: ',' expected after"),
         ("a.csv", b'"text,label\na,0\n', "the header, value 1, line 2: unexpected end"),
         pytest.param(
             "a.csv",

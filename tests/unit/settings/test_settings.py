@@ -294,7 +294,11 @@ def test_every_shipped_file_is_valid(kind: str) -> None:
     paths = sorted((CONFIG / kind).glob("*.yaml"))
     assert paths
     for path in paths:
-        if kind == "datasets":
+        if kind == "datasets" and re.search("^path:", path.read_text(), re.MULTILINE):
+            # A file that the user downloads.
+            with pytest.raises(UserError, match="there is no file data/"):
+                load_dataset(path.stem, CONFIG)
+        elif kind == "datasets":
             load_dataset(path.stem, CONFIG)
         else:
             load({kind[:-1]: path.stem}, CONFIG)
