@@ -286,11 +286,6 @@ def _sums() -> list[Fact]:
     ]
 
 
-def _numbers() -> list[Fact]:
-    # "1 protons" is no English.
-    return [fact for fact in load_table("element_number") if fact.answer != "1"]
-
-
 @functools.cache
 def _common() -> dict[str, Any]:
     text = (DATA / "common_facts.yaml").read_text(encoding="utf-8")
