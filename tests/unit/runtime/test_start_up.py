@@ -127,7 +127,8 @@ def test_sklearn_is_imported_only_where_it_is_used() -> None:
 def test_the_reading_of_imports_finds_a_chain() -> None:
     assert chains(SCRIPTS / "sae" / "train_sae.py")["torch"]
     way = chains(SCRIPTS / "detect" / "save_detector.py")["torch"]
-    assert way[0] == "save_detector.py" and len(way) > 1
+    assert way[0] == "save_detector.py"
+    assert len(way) > 1
 
 
 @pytest.mark.parametrize("script", STARTED)
