@@ -56,7 +56,7 @@ class Start(NamedTuple):
 class Jobs(NamedTuple):
     """Jobs of a rule in a finished run."""
 
-    count: int
+    jobs: int
     cpu: float  # seconds, of all jobs
 
 
