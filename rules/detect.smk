@@ -241,7 +241,7 @@ rule save_statement_detector:
     benchmark:
         "results/{model}/benchmarks/save_statement_detector.tsv"
     conda:
-        "../envs/torch.yaml"
+        "../envs/analysis.yaml"
     resources:
         mem_mb=memory_for(memory.statement_detector),
         runtime=scaled(60),

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from ghosttrack.activations import statement_reading
+from ghosttrack.activations import pooled_statements
 from ghosttrack.detection import left_out_kinds, saved_statements
 from ghosttrack.detection.statement_model import Statements
 from ghosttrack.facts.statement_kinds import NEGATED
@@ -28,10 +28,10 @@ def main(
 ) -> None:
     """Write the detector, the table of left-out kinds, and the risk-coverage curve."""
     frame = tables.read_parquet(statements)
-    read, read_about = statement_reading.load(pooled, manifest, statements)
+    read, read_about = pooled_statements.load(pooled, manifest, statements)
     kind, names = pd.factorize(frame["kind"])
     given = Statements(
-        statement_reading.flat(read.states),
+        pooled_statements.flat(read.states),
         read.outputs,
         frame["label"].to_numpy(dtype=np.int64),
         (frame["polarity"] == NEGATED).to_numpy(),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ghosttrack.activations import limits, run_model, statement_reading
+from ghosttrack.activations import limits, pooled_statements, run_model, statement_reading
 from ghosttrack.facts.statement_kinds import build_kinds
 from ghosttrack.inputs import models
 from ghosttrack.inputs.sites import Site
@@ -47,7 +47,7 @@ def main(
     )
     with files.atomic_write(statements, "wb") as stream:
         frame.to_parquet(stream, index=False)
-    statement_reading.write(
+    pooled_statements.write(
         read,
         pooled,
         manifest,

@@ -200,6 +200,7 @@ def test_every_batch_gives_what_one_example_at_a_time_gives(
 ) -> None:
     monkeypatch.setattr(example_extraction, "WINDOW_BATCHES", 2)
     monkeypatch.setattr(packed_texts, "HEAD_ROWS", 7)
+    monkeypatch.setattr(packed_texts, "STATISTICS_ROWS", 3)
     encoded = encode(examples, tokenizer, 64, "x")
     found = extract(tmp_path, model, encoded, batch)
     states, tokens = one_by_one(model, encoded)

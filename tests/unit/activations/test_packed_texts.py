@@ -7,6 +7,7 @@ import pytest
 import small_models
 import torch
 
+from ghosttrack.activations import packed_texts
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.packed_texts import TOKENS, PackedReader, packs
 
@@ -99,3 +100,25 @@ def test_a_text_that_is_too_long_to_be_packed_is_reported_once(
     assert [record.getMessage()[:36] for record in caplog.records] == [
         "texts of more than 20 tokens are rea"
     ]
+
+
+def test_the_statistics_of_a_token_do_not_depend_on_the_rows_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = small_models.make_model("gpt2")
+    final = torch.randn(40, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    rng = np.random.default_rng(0)
+    place, target = rng.integers(0, 40, 90), rng.integers(0, model.config.vocab_size, 90)
+    in_full = rng.random(90) < 0.5
+    found = []
+    for head, rows in ((256, 256), (256, 32), (13, 4), (256, 39)):
+        monkeypatch.setattr(packed_texts, "HEAD_ROWS", head)
+        monkeypatch.setattr(packed_texts, "STATISTICS_ROWS", rows)
+        with torch.inference_mode():
+            reader = packed_texts.PackedReader(model, 64)
+            found.append(reader.token_statistics(final, place, target, in_full))
+    for other in found[1:]:
+        for name, values, expected in zip(other._fields, other, found[0], strict=True):
+            np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6, err_msg=name)
+    for name, values, expected in zip(found[1]._fields, found[1], found[0], strict=True):
+        np.testing.assert_array_equal(values, expected, err_msg=name)

@@ -9,7 +9,7 @@ import run_fakes
 import small_models
 
 from ghosttrack import Text
-from ghosttrack.activations import statement_reading
+from ghosttrack.activations import pooled_statements
 from ghosttrack.api import Detector
 from ghosttrack.detection import saved_statements
 from ghosttrack.detection.statement_scoring import Opinion, verdict_on_answer, verdict_on_statement
@@ -38,7 +38,7 @@ def test_a_whole_statement_is_read_as_in_training_in_any_company(
     run: Path, detector: Detector
 ) -> None:
     frame = pd.read_parquet(run / "statements" / "statements.parquet")
-    read, about = statement_reading.load(
+    read, about = pooled_statements.load(
         run / "statements" / "pooled.safetensors",
         run / "statements" / "pooled.json",
         run / "statements" / "statements.parquet",
@@ -46,7 +46,7 @@ def test_a_whole_statement_is_read_as_in_training_in_any_company(
     assert about["layers"] == run_fakes.LAYERS
     saved = saved_statements.load(run / "detection").detector
     assert saved is not None
-    expected = saved.judge(statement_reading.flat(read.states), read.outputs)
+    expected = saved.judge(pooled_statements.flat(read.states), read.outputs)
     chosen = [0, 40, 90]
     texts = [frame["text"][row] for row in chosen]
     alone = [detector.score([text])[0] for text in texts]
@@ -102,25 +102,25 @@ def test_a_changed_file_of_pooled_statements_is_refused(run: Path, tmp_path: Pat
     whole = pooled.read_bytes()
     pooled.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(UserError, match="is not the file"):
-        statement_reading.load(pooled, manifest, statements)
+        pooled_statements.load(pooled, manifest, statements)
     pooled.write_bytes(whole)
     statements.write_bytes(statements.read_bytes() + b"x")
     with pytest.raises(UserError, match="is not the file"):
-        statement_reading.load(pooled, manifest, statements)
+        pooled_statements.load(pooled, manifest, statements)
 
 
 def test_stored_states_keep_half_precision_at_any_scale(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     states = rng.normal(size=(5, 2, 3, 4)).astype(np.float32)
     states[:, 1] *= 1e6
-    given = statement_reading.PooledTexts(states, rng.normal(size=(5, 2)))
+    given = pooled_statements.PooledTexts(states, rng.normal(size=(5, 2)))
     statements = tmp_path / "s"
     statements.write_bytes(b"texts")
     paths = tmp_path / "a", tmp_path / "b"
     from ghosttrack.runtime import files
 
-    statement_reading.write(given, *paths, {"statements_sha256": files.sha256_file(statements)})
-    read, _ = statement_reading.load(*paths, statements)
+    pooled_statements.write(given, *paths, {"statements_sha256": files.sha256_file(statements)})
+    read, _ = pooled_statements.load(*paths, statements)
     error = np.abs(read.states - states).max(axis=(0, 2, 3))
     assert (error < 1e-3 * np.abs(states).max(axis=(0, 2, 3))).all()
     assert (read.outputs == given.outputs).all()

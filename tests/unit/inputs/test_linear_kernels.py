@@ -47,3 +47,28 @@ def test_a_bias_need_not_be_contiguous() -> None:
     torch.testing.assert_close(
         linear_kernels.linear(x, weight, bias[:1].expand(50)), x @ weight.t() + bias[0]
     )
+
+
+@pytest.mark.skipif(not linear_kernels.ONEDNN, reason="torch was built without oneDNN")
+@pytest.mark.parametrize("shape", [(300, 96), (2, 7, 96), (1, 96), (0, 96), (96,)])
+def test_the_product_without_copies_has_the_same_bits(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(shape), torch.randn(130, 96), torch.randn(130)
+    direct = [linear_kernels.linear(x, weight, given) for given in (None, bias)]
+    monkeypatch.setattr(linear_kernels, "_DIRECT", None)
+    for found, given in zip(direct, (None, bias), strict=True):
+        assert torch.equal(found, linear_kernels.linear(x, weight, given))
+
+
+@pytest.mark.parametrize("tensor", [0, 1, 2])
+def test_every_tensor_of_a_product_has_a_gradient(tensor: int) -> None:
+    torch.manual_seed(0)
+    made = [torch.randn(size) for size in ((20, 24), (50, 24), (50,))]
+    made[tensor].requires_grad_()
+    gradients = [
+        torch.autograd.grad(product(*made).square().sum(), made[tensor])[0]
+        for product in (linear_kernels.linear, torch.nn.functional.linear)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)

@@ -96,9 +96,11 @@ def fit(given: Statements) -> StatementDetector:
     reduction = statement_model.reduce(given)
     columns = reduction.apply(given.states, given.outputs)
     rows, parts = [], []
+    # The fits read reduced columns; to choose rows of the states takes longer than most of a fit.
+    described = given._replace(states=given.states[:, :0])
     for kind in np.unique(given.kind):
         held, others = _split(given, kind)
-        made = statement_model.fit([x[others] for x in columns], given.rows(others))
+        made = statement_model.fit([x[others] for x in columns], described.rows(others))
         rows.append(np.flatnonzero(held))
         parts.append(made.apply([x[held] for x in columns]))
     order = np.argsort(np.concatenate(rows))

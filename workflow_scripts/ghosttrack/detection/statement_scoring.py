@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ghosttrack.activations import statement_reading
+from ghosttrack.activations import pooled_statements, statement_reading
 from ghosttrack.detection import saved, saved_statements
 from ghosttrack.detection.left_out_kinds import Judged
 from ghosttrack.detection.scored_texts import HALLUCINATED, TRUE, UNLIKE, UNSURE
@@ -63,7 +63,7 @@ class StatementJudge:
             texts=texts, layers=self._saved.about["layers"], dataset="given texts", **self._reading
         )
         judged: Judged = self._saved.detector.judge(
-            statement_reading.flat(read.states), read.outputs
+            pooled_statements.flat(read.states), read.outputs
         )
         kinds = self._saved.about["kinds"]
         return [

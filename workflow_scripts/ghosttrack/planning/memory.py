@@ -500,7 +500,7 @@ def saved_detector(run: Run) -> int:
 
 def statement_detector(run: Run) -> int:
     """Pooled activations of all statements, a training part, and standardised columns of a pool."""
-    return TORCH_LEARNING + _mb(5 * _FP32 * _statement_states(run))
+    return LEARNING + _mb(5 * _FP32 * _statement_states(run))
 
 
 def _statement_states(run: Run) -> int:
