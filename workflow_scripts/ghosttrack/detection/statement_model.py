@@ -24,17 +24,25 @@ COMPONENTS = 384
 # Fewer statements for a component make every new kind look far away.
 ROWS_PER_COMPONENT = 6
 STRENGTH = 10.0
+# Weight of the variance between blocks in the ridge probes. A direction in which facts differ much is
+# no evidence, even if it separates the training facts. The error among the 5 % most certain
+# statements of left-out kinds about left-out facts was .08 with 1, .13 with 0 (SmolLM2-135M).
+BETWEEN = 1.0
 # Strength of the shrinkage of the within-kind covariance toward its diagonal, in the distance.
 _SHRINKAGE = 0.1
+# Score of negation if all training statements have one polarity.
+_ONE_POLARITY = 3.0
 # One base score for each pool, and one for the output features.
 BASES = ("mean", "last", "end", "outputs")
 
 
 class Statements(NamedTuple):
-    """Training statements.
+    """Training statements by sentence.
 
     states: (texts, pools, columns) activations of all layers; outputs: (texts, columns).
-    label: (texts,) 1: false; negated: (texts,); kind, group: (texts,) codes.
+    label: (texts,) 1: false; negated: (texts,); kind, facts, group: (texts,) codes of the kind, of
+    what the facts are about, and of the block of facts; text: (texts,) codes, equal for sentences of
+    one text.
     """
 
     states: NDArray[np.float32]
@@ -42,7 +50,9 @@ class Statements(NamedTuple):
     label: Ints
     negated: Bools
     kind: Ints
+    facts: Ints
     group: Ints
+    text: Ints
 
     @property
     def pair_false(self) -> Ints:
@@ -105,13 +115,19 @@ def reduce(train: Statements) -> Reduction:
 
 
 class Scores(NamedTuple):
-    """base: (texts, BASES) log-odds-like scores that the pair is false; negated: (texts,) score of
-    negation; distance: (texts,) from the nearest training kind; nearest: (texts,) its number."""
+    """base: (texts, BASES) scores that the pair is false, of deviation 1; negated: (texts,) score of
+    negation, fitted to -1 and 1; distance: (texts,) from the nearest training kind; nearest:
+    (texts,) its code."""
 
     base: Floats
     negated: Floats
     distance: Floats
     nearest: Ints
+
+    @property
+    def certainty(self) -> Floats:
+        """(texts,) above 0: hallucinated. Near 0 if the scores differ or the polarity is unclear."""
+        return np.asarray(self.base.mean(axis=1) * (1 - 2 * probes.probability(self.negated)))
 
 
 class Fit(NamedTuple):
@@ -119,13 +135,14 @@ class Fit(NamedTuple):
 
     weight: for each base, (columns,); intercept: (BASES,); polarity: (columns of the mean,), with
     polarity_intercept, (1,).
-    centres: (kinds, components); whitening: (components, components).
+    kinds: (kinds,) codes; centres: (kinds, components); whitening: (components, components).
     """
 
     weight: list[Floats]
     intercept: Floats
     polarity: Floats
     polarity_intercept: Floats
+    kinds: Ints
     centres: Floats
     whitening: Floats
 
@@ -145,40 +162,96 @@ class Fit(NamedTuple):
             base,
             columns[0] @ self.polarity + self.polarity_intercept[0],
             np.sqrt(np.maximum(squared.min(axis=1), 0) / self.whitening.shape[1]),
-            squared.argmin(axis=1).astype(np.int64),
+            self.kinds[squared.argmin(axis=1)],
         )
 
 
-def fit(columns: Sequence[Floats], train: Statements) -> Fit:
-    """Ridge scores and kind Gaussians from reduced columns of training statements.
+class Part(NamedTuple):
+    """Sums over training statements of one kind about one kind of facts; fits add them up.
+
+    within: for each base, of columns and target minus their means in the block; plain: for each
+    base, of columns, with the polarity (-1, 1) as target.
+    """
+
+    kind: int
+    facts: int
+    within: list[SufficientStatistics]
+    plain: list[SufficientStatistics]
+
+
+def parts(columns: Sequence[Floats], train: Statements) -> list[Part]:
+    """Sums of every kind and kind of facts, from reduced columns of training statements.
 
     The ridge probes see each statement minus the mean of its block (statements of one kind about the
     same two facts), so that what differs between kinds and facts cannot become evidence.
     """
     target: Floats = np.asarray(2.0 * train.pair_false - 1.0, dtype=np.float64)
-    block = _codes(train.kind * (int(train.group.max()) + 1) + train.group)
-    centred_target = target - _mean_of(target, block)
+    polarity: Floats = np.asarray(2.0 * train.negated - 1.0, dtype=np.float64)
+    result = []
+    for kind, facts in np.unique(np.column_stack([train.kind, train.facts]), axis=0):
+        rows = (train.kind == kind) & (train.facts == facts)
+        block = _codes(train.group[rows])
+        of_pair = target[rows] - _mean_of(target[rows], block)
+        result.append(
+            Part(
+                int(kind),
+                int(facts),
+                [
+                    SufficientStatistics.of(
+                        (x[rows] - _means(x[rows], block)[block]).astype(np.float32), of_pair
+                    )
+                    for x in columns
+                ],
+                [
+                    SufficientStatistics.of(x[rows].astype(np.float32), polarity[rows])
+                    for x in columns
+                ],
+            )
+        )
+    return result
+
+
+def fit(chosen: Sequence[Part]) -> Fit:
+    """Ridge scores and kind Gaussians from the sums of the chosen parts.
+
+    The scores are those of a linear discriminant: labels count within blocks, and the covariance is
+    that within parts, so it holds what differs between blocks.
+    """
+    plain = [[part.plain[base] for part in chosen] for base in range(len(BASES))]
     weights, shifts = [], []
-    for x in columns:
-        within = x - _means(x, block)[block]
-        sums = SufficientStatistics.of(within.astype(np.float32), centred_target)
-        unit = float(np.trace(sums.squares)) / len(x)
-        weight = sums.solve(STRENGTH * unit).weight
-        scores = x @ weight
-        scale = max(float(scores.std()), 1e-12)
+    for base, sums in enumerate(plain):
+        rows = sum(one.rows for one in sums)
+        within = SufficientStatistics.together([part.within[base] for part in chosen])
+        spread = np.sum([one.scatter for one in sums], axis=0)
+        shrunk = within._replace(squares=within.squares + BETWEEN * (spread - within.squares))
+        weight = shrunk.solve(STRENGTH * _unit(shrunk)).weight
+        scale = max(float(np.sqrt(max(weight @ spread @ weight, 0) / rows)), 1e-12)
         weights.append(weight / scale)
-        shifts.append(-float(scores.mean()) / scale)
-    kinds = _codes(train.kind)
-    centres = _means(columns[0], kinds)
-    polarity = _ridge(columns[0], train.negated)
+        shifts.append(-float(sum(one.columns @ weight for one in sums)) / rows / scale)
+    first = SufficientStatistics.together(plain[0])
+    if abs(first.target) == first.rows:  # one polarity alone
+        polarity, shift = np.zeros(len(first.columns)), _ONE_POLARITY * first.target / first.rows
+    else:
+        polarity, shift = first.solve(STRENGTH * _unit(first))
+    kinds = sorted({part.kind for part in chosen})
+    of_kinds = [
+        SufficientStatistics.together([part.plain[0] for part in chosen if part.kind == kind])
+        for kind in kinds
+    ]
     return Fit(
         weights,
         np.array(shifts),
-        polarity[0],
-        np.array([polarity[1]]),
-        centres,
-        _whitening(columns[0] - centres[kinds]),
+        polarity,
+        np.array([shift]),
+        np.array(kinds, dtype=np.int64),
+        np.stack([one.columns / one.rows for one in of_kinds]),
+        _whitening(np.sum([one.scatter for one in of_kinds], axis=0) / first.rows),
     )
+
+
+def _unit(sums: SufficientStatistics) -> float:
+    """Mean squared norm of a row."""
+    return float(np.trace(sums.squares)) / sums.rows
 
 
 def _codes(values: Ints) -> Ints:
@@ -196,18 +269,7 @@ def _mean_of(values: Floats, code: Ints) -> Floats:
     return np.asarray((np.bincount(code, values) / np.bincount(code))[code])
 
 
-def _ridge(x: Floats, positive: Bools) -> tuple[Floats, float]:
-    if positive.all() or not positive.any():
-        return np.zeros(x.shape[1]), 1.0 if positive.all() else -1.0
-    sums = SufficientStatistics.of(
-        x.astype(np.float32), np.asarray(2.0 * positive - 1.0, dtype=np.float64)
-    )
-    model = sums.solve(STRENGTH * float(np.trace(sums.squares)) / len(x))
-    return model.weight, model.intercept
-
-
-def _whitening(x: Floats) -> Floats:
-    covariance = x.T @ x / len(x)
+def _whitening(covariance: Floats) -> Floats:
     covariance = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * np.diag(np.diag(covariance))
     covariance[np.diag_indices_from(covariance)] += 1e-9 * max(float(np.trace(covariance)), 1e-9)
     return np.asarray(np.linalg.cholesky(np.linalg.inv(covariance)))

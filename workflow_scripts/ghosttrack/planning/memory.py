@@ -87,7 +87,7 @@ _GRAM_COPIES, _FIRING = 3, 0.7
 # Bytes of the curves of a data set, and half of those of a layer.
 _DRAWN = 2_000_000
 # Kinds of training statements, and pools and layers of their activations.
-_STATEMENT_KINDS, _STATEMENT_POOLS, _STATEMENT_LAYERS = 17, 3, 3
+_STATEMENT_KINDS, _STATEMENT_POOLS, _STATEMENT_LAYERS = 18, 3, 3
 # Bytes of a shown track of the explorer as Python objects.
 _SHOWN = 400
 # Tokens of a packed sequence with gradients, and widths of the tensors that its graph keeps per block.
