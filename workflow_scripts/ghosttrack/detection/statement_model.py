@@ -24,10 +24,6 @@ COMPONENTS = 384
 # Fewer statements for a component make every new kind look far away.
 ROWS_PER_COMPONENT = 6
 STRENGTH = 10.0
-# Weight of the variance between blocks in the ridge probes. A direction in which facts differ much is
-# no evidence, even if it separates the training facts. The error among the 5 % most certain
-# statements of left-out kinds about left-out facts was .08 with 1, .13 with 0 (SmolLM2-135M).
-BETWEEN = 1.0
 # Strength of the shrinkage of the within-kind covariance toward its diagonal, in the distance.
 _SHRINKAGE = 0.1
 # Score of negation if all training statements have one polarity.
@@ -169,73 +165,71 @@ class Fit(NamedTuple):
 class Part(NamedTuple):
     """Sums over training statements of one kind about one kind of facts; fits add them up.
 
-    within: for each base, of columns and target minus their means in the block; plain: for each
-    base, of columns, with the polarity (-1, 1) as target.
+    For each base, sums: (columns,); scatter: (columns, columns) products of the columns minus their
+    means; pair: (columns,) products with the label of the pair minus its mean in the block.
+    polarity: statistics of the first base, with the polarity (-1, 1) as target.
     """
 
     kind: int
     facts: int
-    within: list[SufficientStatistics]
-    plain: list[SufficientStatistics]
+    sums: list[Floats]
+    scatter: list[Floats]
+    pair: list[Floats]
+    polarity: SufficientStatistics
 
 
 def parts(columns: Sequence[Floats], train: Statements) -> list[Part]:
     """Sums of every kind and kind of facts, from reduced columns of training statements.
 
-    The ridge probes see each statement minus the mean of its block (statements of one kind about the
-    same two facts), so that what differs between kinds and facts cannot become evidence.
+    Labels count within blocks (statements of one kind about the same two facts), so that what
+    differs between kinds and facts cannot become evidence.
     """
     target: Floats = np.asarray(2.0 * train.pair_false - 1.0, dtype=np.float64)
     polarity: Floats = np.asarray(2.0 * train.negated - 1.0, dtype=np.float64)
     result = []
     for kind, facts in np.unique(np.column_stack([train.kind, train.facts]), axis=0):
         rows = (train.kind == kind) & (train.facts == facts)
-        block = _codes(train.group[rows])
-        of_pair = target[rows] - _mean_of(target[rows], block)
+        of_pair = target[rows] - _mean_of(target[rows], _codes(train.group[rows]))
+        plain = [
+            SufficientStatistics.of(x[rows].astype(np.float32), polarity[rows]) for x in columns
+        ]
         result.append(
             Part(
                 int(kind),
                 int(facts),
-                [
-                    SufficientStatistics.of(
-                        (x[rows] - _means(x[rows], block)[block]).astype(np.float32), of_pair
-                    )
-                    for x in columns
-                ],
-                [
-                    SufficientStatistics.of(x[rows].astype(np.float32), polarity[rows])
-                    for x in columns
-                ],
+                [one.columns for one in plain],
+                [one.scatter for one in plain],
+                [np.asarray(of_pair @ x[rows]) for x in columns],
+                plain[0],
             )
         )
     return result
 
 
 def fit(chosen: Sequence[Part]) -> Fit:
-    """Ridge scores and kind Gaussians from the sums of the chosen parts.
+    """Linear discriminants and kind Gaussians from the sums of the chosen parts.
 
-    The scores are those of a linear discriminant: labels count within blocks, and the covariance is
-    that within parts, so it holds what differs between blocks.
+    The covariance is that within parts, so it holds what differs between blocks: a direction in
+    which facts differ much is no evidence, even if it separates the training facts.
     """
-    plain = [[part.plain[base] for part in chosen] for base in range(len(BASES))]
+    rows = sum(part.polarity.rows for part in chosen)
     weights, shifts = [], []
-    for base, sums in enumerate(plain):
-        rows = sum(one.rows for one in sums)
-        within = SufficientStatistics.together([part.within[base] for part in chosen])
-        spread = np.sum([one.scatter for one in sums], axis=0)
-        shrunk = within._replace(squares=within.squares + BETWEEN * (spread - within.squares))
-        weight = shrunk.solve(STRENGTH * _unit(shrunk)).weight
-        scale = max(float(np.sqrt(max(weight @ spread @ weight, 0) / rows)), 1e-12)
+    for base in range(len(BASES)):
+        scatter = sum((part.scatter[base] for part in chosen), np.zeros(1))
+        pair = sum((part.pair[base] for part in chosen), np.zeros(1))
+        ridge = SufficientStatistics(rows, np.zeros(len(pair)), scatter, 0.0, pair)
+        weight = ridge.solve(STRENGTH * _unit(ridge)).weight
+        scale = max(float(np.sqrt(max(weight @ scatter @ weight, 0) / rows)), 1e-12)
         weights.append(weight / scale)
-        shifts.append(-float(sum(one.columns @ weight for one in sums)) / rows / scale)
-    first = SufficientStatistics.together(plain[0])
+        shifts.append(-float(sum(part.sums[base] @ weight for part in chosen)) / rows / scale)
+    first = SufficientStatistics.together([part.polarity for part in chosen])
     if abs(first.target) == first.rows:  # one polarity alone
-        polarity, shift = np.zeros(len(first.columns)), _ONE_POLARITY * first.target / first.rows
+        polarity, shift = np.zeros(len(first.columns)), _ONE_POLARITY * first.target / rows
     else:
         polarity, shift = first.solve(STRENGTH * _unit(first))
     kinds = sorted({part.kind for part in chosen})
     of_kinds = [
-        SufficientStatistics.together([part.plain[0] for part in chosen if part.kind == kind])
+        SufficientStatistics.together([part.polarity for part in chosen if part.kind == kind])
         for kind in kinds
     ]
     return Fit(
@@ -245,7 +239,7 @@ def fit(chosen: Sequence[Part]) -> Fit:
         np.array([shift]),
         np.array(kinds, dtype=np.int64),
         np.stack([one.columns / one.rows for one in of_kinds]),
-        _whitening(np.sum([one.scatter for one in of_kinds], axis=0) / first.rows),
+        _whitening(np.sum([one.scatter for one in of_kinds], axis=0) / rows),
     )
 
 
@@ -256,13 +250,6 @@ def _unit(sums: SufficientStatistics) -> float:
 
 def _codes(values: Ints) -> Ints:
     return np.asarray(np.unique(values, return_inverse=True)[1], dtype=np.int64)
-
-
-def _means(x: Floats, code: Ints) -> Floats:
-    """Mean of the rows of every code, (codes, columns); every code from 0 on occurs."""
-    order = np.argsort(code, kind="stable")
-    count = np.bincount(code)
-    return np.asarray(np.add.reduceat(x[order], np.cumsum(count) - count) / count[:, None])
 
 
 def _mean_of(values: Floats, code: Ints) -> Floats:
