@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from ghosttrack.activations import limits, run_model, statement_reading
-from ghosttrack.facts.statement_kinds import build_kinds, by_sentence
+from ghosttrack.facts.statement_kinds import build_kinds
 from ghosttrack.inputs import models
 from ghosttrack.inputs.sites import Site
 from ghosttrack.runtime import files, job
@@ -32,7 +32,7 @@ def main(
     """Write the statements by sentence, their pooled activations and outputs, and the digests of both."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    frame = by_sentence(build_kinds(seed, texts_per_kind))
+    frame = statement_reading.by_sentence(build_kinds(seed, texts_per_kind))
     model, identity = run_model.load(weights.parent, check, inference, gpu)
     chosen = statement_reading.chosen_layers(layers)
     read = statement_reading.read_statements(

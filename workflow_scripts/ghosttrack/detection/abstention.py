@@ -2,7 +2,7 @@
 
 Every kind of training statement about every kind of facts is a group. A group is judged by a fit
 without its kind and without its facts, as foreign to it as the statements of a user. A verdict needs
-a certainty at which a further group has too many errors in at most one of five cases. Groups, not
+a certainty at which a further group has too many errors in at most one of ten cases. Groups, not
 statements, are the units, because the statements of a group are wrong together.
 """
 
@@ -18,7 +18,7 @@ Bools = NDArray[np.bool_]
 # Stated confidences that have a threshold.
 CONFIDENCES = np.round(np.arange(0.5, 1.0, 0.01), 2)
 # Share of further groups whose error is at most 1 - confidence.
-LEVEL = 0.8
+LEVEL = 0.9
 # A threshold needs so many decided statements, and decided statements in so many groups.
 LEAST_DECIDED, LEAST_GROUPS = 30, 5
 # Share of the statements of left-out groups that are nearer than the limit for "unlike".

@@ -14,7 +14,7 @@ from ghosttrack.detection.probes import Floats, Ints, probability
 from ghosttrack.detection.statement_model import Bools, Fit, Part, Reduction, Scores, Statements
 
 # Stated confidences of the table.
-CONFIDENCES = (0.75, 0.9)
+CONFIDENCES = (0.7, 0.75, 0.9)
 # What is left out of a fit: a kind with its facts, all negated kinds, or all facts about something.
 KIND, NEGATED_KINDS, FACTS = "kind", "negated kinds", "facts"
 # Name of the row of all kinds, and of all facts.

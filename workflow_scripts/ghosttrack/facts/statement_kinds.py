@@ -33,7 +33,6 @@ from ghosttrack.facts.kind_wordings import (
     Wording,
 )
 from ghosttrack.facts.statements import DATA, STRICT_SETS, Fact, load_table, look_alike, pair_facts
-from ghosttrack.inputs.segmentation import sentences
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -194,15 +193,6 @@ def build_kinds(seed: int, texts_per_kind: int = 300) -> "pd.DataFrame":
     for name, values in zip(KIND_COLUMNS, zip(*more, strict=True), strict=True):
         frame[name] = values
     return frame
-
-
-def by_sentence(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """One row per sentence of every text, as `score` judges texts; equal `id`: the same text.
-
-    `text` is the sentence. The other columns are those of the whole text.
-    """
-    parts = [[text[each.start : each.stop] for each in sentences(text)] for text in frame["text"]]
-    return frame.assign(text=parts).explode("text", ignore_index=True)
 
 
 def subject_matter(relations: Iterable[str]) -> list[str]:
