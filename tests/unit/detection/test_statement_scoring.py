@@ -175,10 +175,10 @@ def test_a_context_without_an_answer_is_noted_once(
 ) -> None:
     context = "Oslo is in Norway."
     detector.score([Text("Rome is in Italy."), Text("Pi is 3.", "3", context=context)])
-    assert not caplog.messages
+    note = "a context does not change the verdict on a text without `answer`"
+    assert not any(note in message for message in caplog.messages)
     detector.score([Text(PARTS[0], context=context), *[Text(PARTS[1], context=context)] * 20])
-    (note,) = caplog.messages
-    assert "a context does not change the verdict on a text without `answer`" in note
+    assert sum(note in message for message in caplog.messages) == 1
 
 
 def test_a_text_longer_than_the_model_reads_is_judged_in_windows(detector: Detector) -> None:
