@@ -176,7 +176,7 @@ def test_the_bound_of_equal_groups_is_wider_with_fewer_verdicts_and_with_unlike_
     unlike = np.tile([0.0, 0.4], 5)[None] * many
     assert error_bound(unlike, many)[0] > same + 0.1
     # One group alone says nothing about a further one.
-    assert error_bound(np.array([[0.0, 0.0]]), np.array([[100.0, 0.0]]))[0] < 1
+    assert error_bound(np.array([[0.0, 0.0]]), np.array([[100.0, 0.0]]))[0] > 0.5
 
 
 def test_evaluation_uses_nothing_of_what_is_left_out() -> None:

@@ -221,7 +221,8 @@ def fit(chosen: Sequence[Part]) -> Fit:
         weight = ridge.solve(STRENGTH * _unit(ridge)).weight
         scale = max(float(np.sqrt(max(weight @ scatter @ weight, 0) / rows)), 1e-12)
         weights.append(weight / scale)
-        shifts.append(-float(sum(part.sums[base] @ weight for part in chosen)) / rows / scale)
+        total = sum(float(part.sums[base] @ weight) for part in chosen)
+        shifts.append(-total / rows / scale)
     first = SufficientStatistics.together([part.polarity for part in chosen])
     if abs(first.target) == first.rows:  # one polarity alone
         polarity, shift = np.zeros(len(first.columns)), _ONE_POLARITY * first.target / rows
