@@ -212,18 +212,18 @@ def fit(chosen: Sequence[Part]) -> Fit:
     The covariance is that within parts, so it holds what differs between blocks: a direction in
     which facts differ much is no evidence, even if it separates the training facts.
     """
-    rows = sum(part.polarity.rows for part in chosen)
+    first = SufficientStatistics.together([part.polarity for part in chosen])
+    rows = first.rows
     weights, shifts = [], []
     for base in range(len(BASES)):
         scatter = sum((part.scatter[base] for part in chosen), np.zeros(1))
         pair = sum((part.pair[base] for part in chosen), np.zeros(1))
         ridge = SufficientStatistics(rows, np.zeros(len(pair)), scatter, 0.0, pair)
         weight = ridge.solve(STRENGTH * _unit(ridge)).weight
-        scale = max(float(np.sqrt(max(weight @ scatter @ weight, 0) / rows)), 1e-12)
+        scale = max(float(np.sqrt(max(float(weight @ scatter @ weight), 0.0) / rows)), 1e-12)
         weights.append(weight / scale)
         total = sum(float(part.sums[base] @ weight) for part in chosen)
         shifts.append(-total / rows / scale)
-    first = SufficientStatistics.together([part.polarity for part in chosen])
     if abs(first.target) == first.rows:  # one polarity alone
         polarity, shift = np.zeros(len(first.columns)), _ONE_POLARITY * first.target / rows
     else:
