@@ -18,6 +18,7 @@ rule draw_figures:
             "results/{model}/signals/{dataset}.{variant}.parquet", "dataset", "variant"
         ),
         explanations="results/{model}/evaluation/explanations.csv",
+        verdicts="results/{model}/detection/risk_coverage.csv",
     output:
         figures=expand(
             "results/{{model}}/figures/{name}.{form}",
@@ -28,6 +29,7 @@ rule draw_figures:
                 "pr",
                 "calibration",
                 "risk",
+                "verdicts",
                 "explanations",
                 "sae_quality",
                 "links",
@@ -69,6 +71,7 @@ rule write_report:
         relations="results/{model}/evaluation/relations.csv",
         figures=rules.draw_figures.output.figures,
         explanations="results/{model}/evaluation/explanations.csv",
+        kinds="results/{model}/detection/kinds.csv",
         source="results/{model}/model/source.json",
         remarked=remarked_examples,
         candidates=remarked_controls,

@@ -68,6 +68,8 @@ class Run(NamedTuple):
     source: Path
     explanations: Path
     relations: Path
+    kinds: Path
+    verdicts: Path
 
 
 def make(folder: Path, seed: int = 0) -> Run:
@@ -135,7 +137,34 @@ def make(folder: Path, seed: int = 0) -> Run:
         folder / "model" / "source.json",
         removals,
         _relations(evaluation, metrics),
+        *_verdicts(folder / "detection"),
     )
+
+
+def _verdicts(folder: Path) -> tuple[Path, Path]:
+    """kinds.csv and risk_coverage.csv of the detector of statements."""
+    row = {
+        "texts": 400,
+        "auroc": 0.7,
+        "ece": 0.05,
+        "coverage_0.75": 0.15,
+        "error_0.75": 0.2,
+        "error_0.75_low": 0.12,
+        "error_0.75_high": 0.3,
+        "coverage_0.9": 0.0,
+        "error_0.9": np.nan,
+        "error_0.9_low": np.nan,
+        "error_0.9_high": np.nan,
+        "unlike": 0.01,
+    }
+    names = [("kind", "affirmed"), ("kind", "all"), ("negated kinds", "all"), ("facts", "all")]
+    kinds, curve = folder / "kinds.csv", folder / "risk_coverage.csv"
+    pd.DataFrame([{"left_out": left_out, "kind": kind, **row} for left_out, kind in names]).to_csv(
+        kinds, index=False
+    )
+    coverage = np.linspace(0.01, 1, 100)
+    pd.DataFrame({"coverage": coverage, "error": 0.35 * coverage}).to_csv(curve, index=False)
+    return kinds, curve
 
 
 def _relations(folder: Path, metrics: pd.DataFrame) -> Path:

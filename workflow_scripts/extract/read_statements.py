@@ -29,10 +29,10 @@ def main(
     inference: InferenceSettings = DEFAULT_INFERENCE,
     gpu: int = 1,
 ) -> None:
-    """Write the statements, their pooled activations and outputs, and the digests of both."""
+    """Write the statements by sentence, their pooled activations and outputs, and the digests of both."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    frame = build_kinds(seed, texts_per_kind)
+    frame = statement_reading.by_sentence(build_kinds(seed, texts_per_kind))
     model, identity = run_model.load(weights.parent, check, inference, gpu)
     chosen = statement_reading.chosen_layers(layers)
     read = statement_reading.read_statements(

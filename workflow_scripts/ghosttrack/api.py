@@ -4,6 +4,7 @@ It needs a finished run with model, SAEs and detection/detector.safetensors. tor
 are imported only when a detector is loaded.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ghosttrack.detection.scoring import FeatureContribution, ScoredBatch
     from ghosttrack.detection.statement_scoring import Opinion
 
+_LOG = logging.getLogger(__name__)
 # Numbers of texts that are sorted by length and batched together: few at first, so that results
 # appear soon. They affect rounding only.
 FIRST_WINDOW, WINDOW = 16, 64
@@ -134,8 +136,14 @@ class Detector:
             from ghosttrack.detection.calibration import CONFIDENCES
 
             level = min(CONFIDENCES)
-        size = FIRST_WINDOW
+        size, told = FIRST_WINDOW, False
         while window := list(islice(numbered, size)):
+            if not told and any(text.context and self._is_whole(text) for text in window):
+                told = True
+                _LOG.warning(
+                    "a context does not change the verdict on a text without `answer`, only the "
+                    "scores of its words: mark the answer, or leave out the context"
+                )
             for score in self._window(window, level, reasons):
                 yield self.calibration.apply(score, confidence) if self.calibration else score
             size = min(2 * size, WINDOW)

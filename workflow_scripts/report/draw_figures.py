@@ -19,6 +19,7 @@ def main(
     links: Path,
     track_metrics: list[Path],
     explanations: Path,
+    verdicts: Path,
     figures: list[Path],
     layers: list[int],
     datasets: list[str],
@@ -44,6 +45,7 @@ def main(
             for key, path in zip(product(datasets, variants), track_metrics, strict=True)
         },
         explanations=registry.read(explanations, registry.EXPLANATIONS),
+        verdicts=tables.read_csv(verdicts),
         datasets=datasets,
         firings=registry.read(links, registry.LINKS),
     )

@@ -22,6 +22,7 @@ def main(
     relations: Path,
     figures: list[Path],
     explanations: Path,
+    kinds: Path,
     source: Path,
     report: Path,
     settings: dict[str, Any],
@@ -63,6 +64,7 @@ def main(
             {layer: tables.read_npz(path) for layer, path in neighbour_files.items()}, layers
         ),
         explanations=registry.read(explanations, registry.EXPLANATIONS),
+        kinds=tables.read_csv(kinds),
         followed=misled.prompts(
             (
                 tables.read_parquet(examples),

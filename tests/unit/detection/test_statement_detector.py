@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ghosttrack.detection import left_out_kinds, saved_statements
-from ghosttrack.detection.abstention import CONFIDENCES, thresholds
+from ghosttrack.detection.abstention import CONFIDENCES, LEVEL, error_bound, thresholds
 from ghosttrack.detection.left_out_kinds import StatementDetector
 from ghosttrack.detection.statement_model import Statements
 from ghosttrack.errors import UserError
@@ -40,6 +40,7 @@ def kind(
     strength: float = 1.0,
     negated: bool = False,
     offset: float = 1.0,
+    facts: int | None = None,
 ) -> Statements:
     """Statements of one kind around an offset of its own; half of them are false in every block."""
     pair = np.tile([0, 0, 1, 1], texts // BLOCK)
@@ -54,7 +55,9 @@ def kind(
         1 - pair if negated else pair,
         np.full(texts, negated),
         np.full(texts, code),
+        np.full(texts, code % 3 if facts is None else facts),
         1000 * code + np.repeat(np.arange(texts // BLOCK), BLOCK),
+        1000 * code + np.arange(texts),
     )
 
 
@@ -134,38 +137,131 @@ def test_the_stated_error_holds_on_new_kinds_over_fifty_seeds() -> None:
     assert exceeded <= 12
 
 
-def test_thresholds_follow_the_error_of_whole_kinds() -> None:
-    # Ten kinds are right on their best half; one kind is wrong on everything, with high scores.
+def test_thresholds_follow_the_error_of_whole_groups() -> None:
+    # Ten groups are right on their best half; one group is wrong on everything, with high scores.
     right = np.tile(np.repeat([True, False], 10), 10)
-    selected = np.tile(np.linspace(1, 0, 20), 10)
+    certainty = np.tile(np.linspace(1, 0, 20), 10)
     names = np.repeat(np.arange(10), 20)
-    without = thresholds(selected, right, names)
     at = int(np.flatnonzero(CONFIDENCES == 0.75)[0])
-    # The best half is right, every further statement is wrong: 3 of 13 are below a quarter.
-    assert (selected >= without[at]).mean() == 13 / 20
+    without = thresholds(certainty, right, names)
+    # The best half is right, every further statement is wrong: 3 of 13 would be below a quarter.
+    assert 10 / 20 <= (certainty >= without[at]).mean() <= 13 / 20
     spoiled = thresholds(
-        np.concatenate([selected, np.full(20, 2.0)]),
+        np.concatenate([certainty, np.full(20, 2.0)]),
         np.concatenate([right, np.zeros(20, dtype=bool)]),
         np.concatenate([names, np.full(20, 10)]),
     )
     assert np.isinf(spoiled[at])
+    nothing = thresholds(np.full(200, -np.inf), right, names)
+    assert np.isinf(nothing).all()
 
 
-def test_evaluation_uses_nothing_of_the_left_out_kind() -> None:
+def test_a_further_group_exceeds_the_bound_as_rarely_as_stated() -> None:
+    rng = np.random.default_rng(8)
+    exceeded = []
+    for _ in range(300):
+        true = rng.beta(2, 8, size=25)
+        decided = rng.integers(1, 40, size=24)
+        wrong = rng.binomial(decided, true[:-1])
+        bound = error_bound(wrong[None].astype(float), decided[None].astype(float))
+        exceeded.append(true[-1] > bound[0])
+    assert np.mean(exceeded) <= 1 - LEVEL + 0.05
+    assert np.mean(exceeded) >= 0.1, "a bound that nothing exceeds decides too rarely"
+
+
+def test_the_bound_of_equal_groups_is_wider_with_fewer_verdicts_and_with_unlike_groups() -> None:
+    few, many = (np.full((1, 10), size) for size in (5.0, 50.0))
+    same = error_bound(0.2 * many, many)[0]
+    assert 0.2 < same < error_bound(0.2 * few, few)[0]
+    unlike = np.tile([0.0, 0.4], 5)[None] * many
+    assert error_bound(unlike, many)[0] > same + 0.1
+    # One group alone says nothing about a further one.
+    assert error_bound(np.array([[0.0, 0.0]]), np.array([[100.0, 0.0]]))[0] > 0.5
+
+
+def test_evaluation_uses_nothing_of_what_is_left_out() -> None:
     rng = np.random.default_rng(4)
     planted = directions(rng)
-    given = joined([kind(planted, rng, code, texts=24) for code in range(6)])
-    names = [f"kind {code}" for code in range(6)]
-    before = left_out_kinds.evaluate(given, names)
+    kinds = [kind(planted, rng, code, texts=24, negated=code >= 4) for code in range(6)]
+    given = joined(kinds)
+    names, facts = [f"kind {code}" for code in range(6)], ["a", "b", "c"]
+    before = left_out_kinds.evaluate(given, names, facts)
     flipped = given._replace(label=np.where(given.kind == 2, 1 - given.label, given.label))
-    after = left_out_kinds.evaluate(flipped, names)
-    same = (before["kind"] == "kind 2").to_numpy()
-    assert before.loc[same, "log_odds"].tolist() == after.loc[same, "log_odds"].tolist()
-    assert before.loc[same, "reliability"].tolist() == after.loc[same, "reliability"].tolist()
+    after = left_out_kinds.evaluate(flipped, names, facts)
+    same = ((before["name"] == "kind 2") | (before["name"] == "c")).to_numpy()
+    assert before["row"].tolist() == after["row"].tolist()
+    for column in ("log_odds", "reliability"):
+        kept = (before["kind"] == 2).to_numpy() & same
+        assert before.loc[kept, column].tolist() == after.loc[kept, column].tolist()
     assert not np.allclose(before.loc[~same, "log_odds"], after.loc[~same, "log_odds"])
     table = left_out_kinds.table(before)
-    assert table["kind"].tolist() == [*names, "all"]
-    assert table["auroc"].min() > 0.9
+    assert table["kind"].tolist() == [*names, "all", "all", *facts, "all"]
+    assert table["left_out"].tolist() == [*["kind"] * 7, "negated kinds", *["facts"] * 4]
+    assert table.loc[table["left_out"] == "kind", "auroc"].min() > 0.9
+
+
+def test_a_text_of_several_sentences_is_evaluated_as_score_judges_it() -> None:
+    rng = np.random.default_rng(9)
+    planted = directions(rng)
+    kinds = [kind(planted, rng, code, texts=24) for code in range(7)]
+    # Two rows of the last kind are one text; it is false if one of them is.
+    text = kinds[-1].text // 2 * 2
+    false = kinds[-1].label.reshape(-1, 2).max(axis=1).repeat(2)
+    given = joined([*kinds[:-1], kinds[-1]._replace(text=text, label=false)])
+    judged = left_out_kinds.evaluate(given, [f"kind {code}" for code in range(7)], ["a", "b", "c"])
+    several = judged[judged["name"] == "kind 6"]
+    assert len(several) == 12
+    assert (several["row"] % 2 == 0).all()
+    assert ((several["log_odds"] > 0) == (several["label"] == 1)).mean() > 0.9
+    # They are never fitted on: the other rows are those of a table without them.
+    without = left_out_kinds.evaluate(
+        joined(kinds[:-1]), [f"kind {code}" for code in range(6)], ["a", "b", "c"]
+    )
+    others = judged[judged["name"] != "kind 6"]
+    np.testing.assert_allclose(others["log_odds"], without["log_odds"])
+
+
+def test_sentences_make_the_verdict_of_their_text_at_every_confidence() -> None:
+    from ghosttrack.detection.scored_texts import ScoredSentence, decisive
+    from ghosttrack.detection.statement_scoring import Opinion, verdict_on_statement
+
+    rng = np.random.default_rng(10)
+    count = 60
+    odds, reliability = rng.normal(size=count), rng.choice([0.0, 0.7, 0.8, 0.9], size=count)
+    judged = left_out_kinds.Judged(
+        odds, reliability, np.zeros(count, dtype=bool), np.abs(odds), np.zeros(count, dtype=int)
+    )
+    whole = judged.of_texts(np.arange(count) // 3)
+
+    def verdict(of: left_out_kinds.Judged, row: int, confidence: float) -> tuple[float, str]:
+        opinion = Opinion(of.probability[row], 0.0, of.reliability[row], unlike=False, kind="")
+        return opinion.probability, verdict_on_statement(opinion, confidence)
+
+    for confidence in (0.7, 0.75, 0.85, 0.95):
+        for text in range(count // 3):
+            found = decisive(
+                [
+                    ScoredSentence(0, 1, 0, 1, probability, 0.0, 0.0, one, [])
+                    for probability, one in (
+                        verdict(judged, row, confidence) for row in range(3 * text, 3 * text + 3)
+                    )
+                ]
+            )
+            assert verdict(whole, text, confidence)[1] == found.verdict
+
+
+def test_intervals_count_blocks_and_not_statements() -> None:
+    wrong = np.repeat([True, False, False, False], 25)
+    alone = left_out_kinds.error_interval(wrong, [np.arange(100)])
+    assert alone == pytest.approx((0.175, 0.343), abs=0.002)
+    blocks = left_out_kinds.error_interval(wrong, [np.repeat(np.arange(20), 5)])
+    assert blocks[0] < alone[0]
+    assert blocks[1] > alone[1] + 0.05
+    # Ten blocks without an error are ten verdicts.
+    assert left_out_kinds.error_interval(np.zeros(40, dtype=bool), [np.arange(40) // 4])[
+        1
+    ] == pytest.approx(1.96**2 / (10 + 1.96**2), abs=1e-6)
+    assert np.isnan(left_out_kinds.error_interval(np.zeros(0, dtype=bool), [np.zeros(0)])).all()
 
 
 def test_too_few_kinds_give_a_reason() -> None:

@@ -170,6 +170,17 @@ def test_the_score_of_a_sentence_does_not_depend_on_other_texts(detector: Detect
         ]
 
 
+def test_a_context_without_an_answer_is_noted_once(
+    detector: Detector, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = "Oslo is in Norway."
+    detector.score([Text("Rome is in Italy."), Text("Pi is 3.", "3", context=context)])
+    note = "a context does not change the verdict on a text without `answer`"
+    assert not any(note in message for message in caplog.messages)
+    detector.score([Text(PARTS[0], context=context), *[Text(PARTS[1], context=context)] * 20])
+    assert sum(note in message for message in caplog.messages) == 1
+
+
 def test_a_text_longer_than_the_model_reads_is_judged_in_windows(detector: Detector) -> None:
     limit = detector._scorer.limit
     count = limit // 3

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ghosttrack.activations.statement_reading import by_sentence
 from ghosttrack.detection import controls, probes, splits
 from ghosttrack.errors import UserError
 from ghosttrack.facts.examples import OPTIONAL, Example
@@ -17,9 +18,11 @@ from ghosttrack.facts.statement_kinds import (
     NAMED,
     NUMBERS,
     PLAIN,
+    SUBJECTS,
     blocks_of,
     build_kinds,
     fill,
+    subject_matter,
 )
 from ghosttrack.facts.statements import build_statements, fold, load_table
 from ghosttrack.statistics import auroc
@@ -28,6 +31,29 @@ from ghosttrack.statistics import auroc
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
     return build_kinds(seed=0, texts_per_kind=300)
+
+
+def test_every_relation_is_about_one_thing(frame: pd.DataFrame) -> None:
+    members = [relation for relations in SUBJECTS.values() for relation in relations]
+    assert len(members) == len(set(members))
+    assert set(members) == set(frame["relation"])
+    about = pd.Series(subject_matter(frame["relation"]))
+    assert set(about) == set(SUBJECTS)
+    # So no fit without the facts about something sees a fact of them.
+    assert (about.groupby(frame["group"]).nunique() == 1).all()
+    with pytest.raises(KeyError):
+        subject_matter(["no such relation"])
+
+
+def test_only_texts_of_several_sentences_are_divided(frame: pd.DataFrame) -> None:
+    found = by_sentence(frame)
+    counts = found.groupby("id", sort=False)["text"].size()
+    several = set(frame.loc[frame["kind"] == "two_sentences", "id"])
+    assert counts[counts > 1].index.tolist() == [each for each in frame["id"] if each in several]
+    assert (counts[list(several)] == 2).all()
+    together = found.groupby("id", sort=False)["text"].agg(" ".join)
+    assert together.tolist() == frame["text"].tolist()
+    assert found["label"].tolist() == frame["label"].repeat(counts.to_numpy()).tolist()
 
 
 def blocks(frame: pd.DataFrame) -> list[pd.DataFrame]:

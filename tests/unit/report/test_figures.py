@@ -37,6 +37,7 @@ def inputs(folder: Path) -> figures.FigureInputs:
         ),
         answers=pd.read_csv(run.answers),
         explanations=pd.read_csv(run.explanations),
+        verdicts=pd.read_csv(run.verdicts),
         datasets=list(fake_results.SETS),
         firings=pd.read_csv(run.links),
     )

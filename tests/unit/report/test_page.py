@@ -38,6 +38,7 @@ def write(run: Run, path: Path, **changed: Any) -> str:
                 "source",
                 "neighbours",
                 "explanations",
+                "kinds",
             )
         },
         "figures": [],
@@ -61,6 +62,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def page(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
     return write(run, tmp_path_factory.mktemp("page") / "report.html")
+
+
+def test_what_verdicts_are_worth_is_shown(page: str) -> None:
+    section = page[page.index("What verdicts are worth") :]
+    rows = re.findall("<tr>.*?</tr>", section[: section.index("</table>")], re.DOTALL)
+    assert len(rows) == 4
+    kinds, negated, facts = (" ".join(re.sub("<[^>]+>", " ", row).split()) for row in rows[1:])
+    assert kinds == (
+        "kinds of statement, one at a time 400 0.700 15.0 % 20.0 % 12.0 % to 30.0 % 0.0 % \u2013"
+    )
+    assert negated.startswith("all negated kinds at once")
+    assert facts.startswith("kinds of facts, one at a time")
 
 
 def test_own_answers_are_shown_relation_by_relation(page: str) -> None:

@@ -33,6 +33,7 @@ def write(run: fake_results.Run, report: Path, **changed: Any) -> str:
         labels=run.labels,
         relations=run.relations,
         explanations=run.explanations,
+        kinds=run.kinds,
         figures=[],
         source=run.source,
         report=report,

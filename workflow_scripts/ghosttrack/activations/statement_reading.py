@@ -18,6 +18,7 @@ from ghosttrack.activations import example_tokens
 from ghosttrack.activations.hooks import captured
 from ghosttrack.activations.packed_texts import PackedReader, TokenStatistics
 from ghosttrack.activations.pooled_statements import OUTPUTS, POOLS, PooledTexts
+from ghosttrack.inputs.segmentation import sentences
 from ghosttrack.inputs.sites import Site, site_modules
 from ghosttrack.runtime.progress import Progress
 
@@ -47,6 +48,15 @@ def as_statement(text: str) -> str:
     text = text.strip()
     closed = text.rstrip("\"'\u201d\u2019)]")
     return text if closed.endswith(tuple(_END_MARKS)) else f"{text}."
+
+
+def by_sentence(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per sentence of every text, as `score` judges texts; equal `id`: the same text.
+
+    `text` is the sentence. The other columns are those of the whole text.
+    """
+    parts = [[text[each.start : each.stop] for each in sentences(text)] for text in frame["text"]]
+    return frame.assign(text=parts).explode("text", ignore_index=True)
 
 
 def read_statements(

@@ -1,9 +1,9 @@
-"""When a verdict on a statement counts as reliable, learned from kinds that the detector has not seen.
+"""When a verdict on a statement counts as reliable, learned from statements that are foreign to a fit.
 
-Every training kind is left out once. On its statements the detector is right or wrong; a selection
-model learns to tell the two cases apart from the detector's confidence, the disagreement of its base
-scores, its certainty of the polarity, and the distance from the training kinds. Thresholds are then
-set by the error on whole left-out kinds, because statements of one kind are wrong together.
+Every kind of training statement about every kind of facts is a group. A group is judged by a fit
+without its kind and without its facts, as foreign to it as the statements of a user. A verdict needs
+a certainty at which a further group has too many errors in at most one of ten cases. Groups, not
+statements, are the units, because the statements of a group are wrong together.
 """
 
 from typing import NamedTuple
@@ -11,205 +11,151 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ghosttrack.detection.probes import Floats, Ints, probability
+from ghosttrack.detection.probes import Floats, Ints
 from ghosttrack.detection.statement_model import Scores
 
 Bools = NDArray[np.bool_]
-FEATURES = ("confidence", "agreement", "polarity", "nearness")
 # Stated confidences that have a threshold.
 CONFIDENCES = np.round(np.arange(0.5, 1.0, 0.01), 2)
-# Standard errors over kinds (one-sided 90 %) by which the error of left-out kinds stays below
-# 1 - confidence.
-MARGIN = 1.28
-# A threshold needs decided statements in this many kinds, and this many statements.
-LEAST_KINDS, LEAST_DECIDED = 5, 30
-# Statements by which the error of a kind is drawn to that of all kinds: few verdicts say little.
-SMOOTHING = 4.0
-# It also needs this share of all statements: a threshold that only a few reach is not tested.
-LEAST_SHARE = 0.02
-# Share of the statements of left-out kinds that are nearer than the limit for "unlike".
+# Share of further groups whose error is at most 1 - confidence.
+LEVEL = 0.9
+# A threshold needs so many decided statements, and decided statements in so many groups.
+LEAST_DECIDED, LEAST_GROUPS = 30, 5
+# Share of the statements of left-out groups that are nearer than the limit for "unlike".
 NEAR = 0.99
-# Inverse strengths of the regularisation of the small logistic regressions.
-_STACK, _SELECTION = 0.1, 0.1
-
-
-class Combined(NamedTuple):
-    """log_odds: (texts,) of "hallucinated"; features: (texts, FEATURES)."""
-
-    log_odds: Floats
-    features: Floats
+# Largest correlation of errors in a group: beyond it, the beta distribution is numerically unstable.
+_LARGEST_CORRELATION = 0.97
 
 
 class Abstention(NamedTuple):
-    """Stack of the base scores, selection model, and thresholds.
+    """Probability of a right verdict, and thresholds of the certainty.
 
-    stack: (bases,) weights; stack_intercept; polarity: slope and intercept of the log-odds of
-    negation; scale: slope of the log-odds.
-    selection: (FEATURES,), in standardised units of `mean` and `deviation`, and its intercept.
-    thresholds: (CONFIDENCES,) least selection score at every stated confidence; infinite: never.
-    farthest: largest distance of a statement that is like a tested one.
+    right: slope on the absolute certainty, and intercept, of the log-odds that the verdict is right.
+    thresholds: (CONFIDENCES,) least absolute certainty at every stated confidence; infinite: never.
+    farthest: (1,) largest distance of a statement that is like a tested one.
     """
 
-    stack: Floats
-    stack_intercept: Floats
-    polarity: Floats
-    selection: Floats
-    selection_intercept: Floats
-    mean: Floats
-    deviation: Floats
+    right: Floats
     thresholds: Floats
     farthest: Floats
 
-    def combine(self, scores: Scores) -> Combined:
-        """Log-odds and selection features of texts."""
-        parts = scores.base * self.stack
-        pair = parts.sum(axis=1) + self.stack_intercept[0]
-        sign = 1 - 2 * probability(self.polarity[0] * scores.negated + self.polarity[1])
-        log_odds = pair * sign
-        # Mean sign of the parts against that of their sum, weighted by their size.
-        size = np.maximum(np.abs(parts).sum(axis=1), 1e-12)
-        features = np.column_stack(
-            [
-                np.abs(log_odds),
-                np.abs(parts.sum(axis=1)) / size,
-                np.abs(sign),
-                -np.minimum(scores.distance, 2 * self.farthest[0]),
-            ]
-        )
-        return Combined(log_odds, features)
-
-    def select(self, features: Floats) -> Floats:
-        """Selection score, (texts,): log-odds that the verdict is right."""
-        return np.asarray(
-            (features - self.mean) / self.deviation @ self.selection + self.selection_intercept[0]
-        )
+    def select(self, scores: Scores) -> Floats:
+        """Log-odds that the verdict is right, (texts,)."""
+        return np.asarray(self.right[0] * np.abs(scores.certainty) + self.right[1])
 
     def reliability(self, scores: Scores) -> Floats:
         """Largest stated confidence at which each text is decided, (texts,); 0: never."""
-        selected = self.select(self.combine(scores).features)
-        decided = selected[:, None] >= self.thresholds
+        decided = np.abs(scores.certainty)[:, None] >= self.thresholds
         last = decided.shape[1] - 1 - np.argmax(decided[:, ::-1], axis=1)
         reached = np.where(decided.any(axis=1), CONFIDENCES[last], 0.0)
         return np.where(self.unlike(scores), 0.0, reached)
 
     def unlike(self, scores: Scores) -> Bools:
-        """Whether texts are farther from every training kind than the tested kinds were, (texts,)."""
+        """Whether texts are farther from every training kind than the tested ones were, (texts,)."""
         return np.asarray(scores.distance > self.farthest[0])
 
 
-def fit(scores: Scores, label: Ints, negated: Bools, kind: Ints) -> Abstention:
-    """Fit on the scores of left-out kinds.
+def fit(scores: Scores, label: Ints, group: Ints) -> Abstention:
+    """Fit on the scores of left-out groups.
 
     Args:
-        scores: of every statement, from a fit without its kind.
-        label, negated, kind: (texts,).
+        scores: of every statement, from a fit without its kind and its facts.
+        label, group: (texts,).
     """
-    weight = kind_weights(kind)
-    false = np.where(negated, 1 - label, label)
-    stack, stack_shift = _logistic(scores.base, false, weight, _STACK)
-    # A base score that points the wrong way on left-out kinds is not used.
-    if (stack < 0).any():
-        used = stack > 0
-        stack = np.zeros(len(stack))
-        if used.any():
-            stack[used], stack_shift = _logistic(scores.base[:, used], false, weight, _STACK)
-        stack = np.maximum(stack, 0)
-    polarity = (
-        np.concatenate(_logistic(scores.negated[:, None], negated, weight, 1.0))
-        if 0 < negated.mean() < 1
-        else np.array([0.0, 30.0 if negated.all() else -30.0])
-    )
     farthest = np.array([float(np.quantile(scores.distance, NEAR))])
-    empty = np.zeros(len(FEATURES))
-    made = Abstention(
-        stack,
-        stack_shift,
-        polarity,
-        empty,
-        np.zeros(1),
-        empty,
-        np.ones(len(FEATURES)),
-        np.full(len(CONFIDENCES), np.inf),
+    right = (scores.certainty > 0) == (label == 1)
+    certainty = np.abs(scores.certainty)
+    near = scores.distance <= farthest[0]
+    return Abstention(
+        _logistic(certainty, right, group_weights(group)),
+        thresholds(np.where(near, certainty, -np.inf), right, group),
         farthest,
     )
-    combined = made.combine(scores)
-    right = (combined.log_odds > 0) == (label == 1)
-    mean, deviation = combined.features.mean(axis=0), combined.features.std(axis=0) + 1e-9
-    made = made._replace(mean=mean, deviation=deviation)
-    if right.all() or not right.any():
-        made = made._replace(selection_intercept=np.array([3.0 if right.all() else -3.0]))
-    else:
-        standard = (combined.features - mean) / deviation
-        selection, shift = _logistic(standard, right, weight, _SELECTION)
-        # A feature never counts against its meaning: more confidence, more agreement, more
-        # certainty of the polarity and less distance make a verdict more reliable, or nothing.
-        if (selection < 0).any():
-            used = selection > 0
-            selection = np.zeros(len(selection))
-            if used.any():
-                selection[used], shift = _logistic(standard[:, used], right, weight, _SELECTION)
-            selection = np.maximum(selection, 0)
-        made = made._replace(selection=selection, selection_intercept=shift)
-    near = ~made.unlike(scores)
-    selected = np.where(near, made.select(combined.features), -np.inf)
-    return made._replace(thresholds=thresholds(selected, right, kind))
 
 
-def kind_weights(kind: Ints) -> Floats:
-    """Weights that give every kind the same total, (texts,); their mean is 1."""
-    names, code, count = np.unique(kind, return_inverse=True, return_counts=True)
-    return np.asarray(len(kind) / len(names) / count[code])
+def group_weights(group: Ints) -> Floats:
+    """Weights that give every group the same total, (texts,); their mean is 1."""
+    names, code, count = np.unique(group, return_inverse=True, return_counts=True)
+    return np.asarray(len(group) / len(names) / count[code])
 
 
-def thresholds(selected: Floats, right: Bools, kind: Ints) -> Floats:
-    """Least selection score for every confidence, so that the error on left-out kinds stays below.
+def thresholds(certainty: Floats, right: Bools, group: Ints) -> Floats:
+    """Least certainty for every confidence, so that the error of a further group stays below.
 
-    The error of a kind at a threshold is the share of wrong verdicts among its decided statements.
-    Users judge a new kind, so kinds are the units: the bound is the mean error over the kinds, plus
-    MARGIN standard errors. Kinds that are decided often and rightly thus cannot pay for others. The
-    bound holds at the threshold and at no less than 90 % of the stricter ones, so that no lucky
-    threshold is taken.
+    The bound (`error_bound`) holds at the threshold and at no less than 90 % of the stricter ones,
+    so that no lucky threshold is taken. A certainty of minus infinity is never decided.
+
+    Args:
+        certainty, right, group: (texts,).
     """
-    names, code = np.unique(kind, return_inverse=True)
-    order = np.argsort(-selected, kind="stable")
-    order = order[np.isfinite(selected[order])]
+    _, code = np.unique(group, return_inverse=True)
+    order = np.argsort(-certainty, kind="stable")
+    order = order[np.isfinite(certainty[order])]
     result = np.full(len(CONFIDENCES), np.inf)
     if not len(order):
         return result
-    # Decided and wrong verdicts of every kind among the first n statements, (statements, kinds).
-    member = np.zeros((len(order), len(names)))
+    # Decided and wrong verdicts of every group among the first n statements, (statements, groups).
+    member = np.zeros((len(order), int(code.max()) + 1))
     member[np.arange(len(order)), code[order]] = 1
     decided = np.cumsum(member, axis=0)
-    wrong = np.cumsum(member * ~right[order][:, None], axis=0)
-    counts = np.arange(1, len(order) + 1)
-    pooled = wrong.sum(axis=1) / counts
-    reached = decided > 0
-    kinds = reached.sum(axis=1)
-    errors = (wrong + SMOOTHING * pooled[:, None]) / (decided + SMOOTHING)
-    mean = (errors * reached).sum(axis=1) / kinds
-    spread = ((errors - mean[:, None]) ** 2 * reached).sum(axis=1) / np.maximum(kinds - 1, 1)
-    bound = np.maximum(pooled, mean + MARGIN * np.sqrt(spread / kinds))
-    allowed = (counts >= max(LEAST_DECIDED, LEAST_SHARE * len(kind))) & (
-        kinds >= min(LEAST_KINDS, len(names))
+    bound = error_bound(np.cumsum(member * ~right[order][:, None], axis=0), decided)
+    allowed = (np.arange(1, len(order) + 1) >= LEAST_DECIDED) & (
+        (decided > 0).sum(axis=1) >= min(LEAST_GROUPS, member.shape[1])
     )
-    # Equal scores are decided together.
-    allowed[:-1] &= np.diff(selected[order]) < 0
+    # Equal certainties are decided together.
+    allowed[:-1] &= np.diff(certainty[order]) < 0
     for number, confidence in enumerate(CONFIDENCES):
         holds = bound <= 1 - confidence
         share = np.cumsum(holds & allowed) / np.maximum(np.cumsum(allowed), 1)
         fits = np.flatnonzero(holds & allowed & (share >= 0.9))
         if len(fits):
-            result[number] = selected[order[fits[-1]]]
+            result[number] = certainty[order[fits[-1]]]
     # A higher confidence is never easier to reach.
     return np.maximum.accumulate(result)
 
 
-def _logistic(
-    x: Floats, positive: NDArray[np.generic], weight: Floats, strength: float
-) -> tuple[Floats, Floats]:
+def error_bound(wrong: Floats, decided: Floats) -> Floats:
+    """Error that a further group exceeds with a probability of 1 - LEVEL, or the pooled one.
+
+    Errors of groups are beta distributed; their mean and the correlation of errors in a group are
+    estimated by moments, with weights that follow from the correlation (Kleinman 1973). What is not
+    known about the mean widens the distribution.
+
+    Args:
+        wrong, decided: (cases, groups) numbers of verdicts; every case has a decided one.
+    Returns:
+        (cases,)
+    """
+    from scipy.stats import beta
+
+    total, groups = decided.sum(axis=1), (decided > 0).sum(axis=1)
+    errors = wrong / np.maximum(decided, 1)
+    # Half an error in one more verdict (Jeffreys), so that no error is certain to be 0.
+    mean = (wrong.sum(axis=1) + 0.5) / (total + 1)
+    spread = (decided * (errors - mean[:, None]) ** 2).sum(axis=1) / (mean * (1 - mean))
+    pairs = total - (decided**2).sum(axis=1) / total - (groups - 1)
+    # One group alone tells nothing about the others.
+    correlation = np.where(pairs > 0, (spread - (groups - 1)) / np.maximum(pairs, 1e-9), 1.0)
+    correlation = np.clip(correlation, 0, _LARGEST_CORRELATION)
+    weights = decided / (1 + correlation[:, None] * np.maximum(decided - 1, 0))
+    size = weights.sum(axis=1) + 1
+    mean = ((weights * errors).sum(axis=1) + 0.5) / size
+    correlation = np.minimum(correlation + 1 / size, _LARGEST_CORRELATION)
+    strength = (1 - correlation) / correlation
+    quantile = beta.ppf(LEVEL, mean * strength, (1 - mean) * strength)
+    return np.asarray(np.maximum(wrong.sum(axis=1) / total, quantile))
+
+
+def _logistic(certainty: Floats, right: Bools, weight: Floats) -> Floats:
+    """Slope, at least 0, and intercept of the log-odds of a right verdict."""
     from sklearn.linear_model import LogisticRegression
 
-    scale = x.std(axis=0) + 1e-12
-    model = LogisticRegression(C=strength, solver="newton-cholesky", max_iter=200)
-    model.fit(x / scale, positive, sample_weight=weight)
-    return model.coef_[0] / scale, np.asarray(model.intercept_, dtype=np.float64)
+    if right.all() or not right.any():
+        return np.array([0.0, 3.0 if right.all() else -3.0])
+    model = LogisticRegression(C=1.0, solver="newton-cholesky", max_iter=200)
+    model.fit(certainty[:, None], right, sample_weight=weight)
+    slope = float(model.coef_[0, 0])
+    if slope <= 0:
+        mean = float(np.average(right, weights=weight))
+        return np.array([0.0, np.log(mean / (1 - mean))])
+    return np.array([slope, float(model.intercept_[0])])

@@ -118,12 +118,17 @@ class SufficientStatistics(NamedTuple):
         rest = [a - b for a, b in zip(self, part, strict=True)]  # type: ignore[operator]
         return SufficientStatistics(*rest)
 
+    @property
+    def scatter(self) -> Floats:
+        """Products of the columns minus their means, (columns, columns)."""
+        return np.asarray(self.squares - np.outer(self.columns, self.columns) / self.rows)
+
     def solve(self, penalty: float) -> LinearModel:
         """Ridge solution with an unpenalised intercept."""
         from scipy.linalg import cho_factor, cho_solve
 
         mean, centre = self.columns / self.rows, self.target / self.rows
-        matrix = self.squares - self.rows * np.outer(mean, mean)
+        matrix = self.scatter
         matrix[np.diag_indices_from(matrix)] += penalty
         weight = cho_solve(
             cho_factor(matrix, overwrite_a=True, check_finite=False),

@@ -12,21 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghosttrack.detection import saved
-from ghosttrack.detection.abstention import CONFIDENCES, FEATURES, Abstention
+from ghosttrack.detection.abstention import CONFIDENCES, Abstention
 from ghosttrack.detection.left_out_kinds import StatementDetector
 from ghosttrack.detection.statement_model import BASES, Fit, Reduction
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.model_precision import FLOAT32
 from ghosttrack.runtime import files
 
-SCHEMA = 1
+SCHEMA = 2
 WEIGHTS_NAME, ABOUT_NAME = "statements.safetensors", "statements.json"
 # What the arrays are made for; another version of the program may differ.
-_LAYOUT = {
-    "bases": list(BASES),
-    "features": list(FEATURES),
-    "confidences": [float(confidence) for confidence in CONFIDENCES],
-}
+_LAYOUT = {"bases": list(BASES), "confidences": [float(confidence) for confidence in CONFIDENCES]}
 
 
 class SavedStatements(NamedTuple):

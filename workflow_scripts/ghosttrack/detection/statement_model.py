@@ -26,15 +26,19 @@ ROWS_PER_COMPONENT = 6
 STRENGTH = 10.0
 # Strength of the shrinkage of the within-kind covariance toward its diagonal, in the distance.
 _SHRINKAGE = 0.1
+# Score of negation if all training statements have one polarity.
+_ONE_POLARITY = 3.0
 # One base score for each pool, and one for the output features.
 BASES = ("mean", "last", "end", "outputs")
 
 
 class Statements(NamedTuple):
-    """Training statements.
+    """Training statements by sentence.
 
     states: (texts, pools, columns) activations of all layers; outputs: (texts, columns).
-    label: (texts,) 1: false; negated: (texts,); kind, group: (texts,) codes.
+    label: (texts,) 1: false; negated: (texts,); kind, facts, group: (texts,) codes of the kind, of
+    what the facts are about, and of the block of facts; text: (texts,) codes, equal for sentences of
+    one text.
     """
 
     states: NDArray[np.float32]
@@ -42,7 +46,9 @@ class Statements(NamedTuple):
     label: Ints
     negated: Bools
     kind: Ints
+    facts: Ints
     group: Ints
+    text: Ints
 
     @property
     def pair_false(self) -> Ints:
@@ -105,13 +111,19 @@ def reduce(train: Statements) -> Reduction:
 
 
 class Scores(NamedTuple):
-    """base: (texts, BASES) log-odds-like scores that the pair is false; negated: (texts,) score of
-    negation; distance: (texts,) from the nearest training kind; nearest: (texts,) its number."""
+    """base: (texts, BASES) scores that the pair is false, of deviation 1; negated: (texts,) score of
+    negation, fitted to -1 and 1; distance: (texts,) from the nearest training kind; nearest:
+    (texts,) its code."""
 
     base: Floats
     negated: Floats
     distance: Floats
     nearest: Ints
+
+    @property
+    def certainty(self) -> Floats:
+        """(texts,) above 0: hallucinated. Near 0 if the scores differ or the polarity is unclear."""
+        return np.asarray(self.base.mean(axis=1) * (1 - 2 * probes.probability(self.negated)))
 
 
 class Fit(NamedTuple):
@@ -119,13 +131,14 @@ class Fit(NamedTuple):
 
     weight: for each base, (columns,); intercept: (BASES,); polarity: (columns of the mean,), with
     polarity_intercept, (1,).
-    centres: (kinds, components); whitening: (components, components).
+    kinds: (kinds,) codes; centres: (kinds, components); whitening: (components, components).
     """
 
     weight: list[Floats]
     intercept: Floats
     polarity: Floats
     polarity_intercept: Floats
+    kinds: Ints
     centres: Floats
     whitening: Floats
 
@@ -145,69 +158,106 @@ class Fit(NamedTuple):
             base,
             columns[0] @ self.polarity + self.polarity_intercept[0],
             np.sqrt(np.maximum(squared.min(axis=1), 0) / self.whitening.shape[1]),
-            squared.argmin(axis=1).astype(np.int64),
+            self.kinds[squared.argmin(axis=1)],
         )
 
 
-def fit(columns: Sequence[Floats], train: Statements) -> Fit:
-    """Ridge scores and kind Gaussians from reduced columns of training statements.
+class Part(NamedTuple):
+    """Sums over training statements of one kind about one kind of facts; fits add them up.
 
-    The ridge probes see each statement minus the mean of its block (statements of one kind about the
-    same two facts), so that what differs between kinds and facts cannot become evidence.
+    For each base, sums: (columns,); scatter: (columns, columns) products of the columns minus their
+    means; pair: (columns,) products with the label of the pair minus its mean in the block.
+    polarity: statistics of the first base, with the polarity (-1, 1) as target.
+    """
+
+    kind: int
+    facts: int
+    sums: list[Floats]
+    scatter: list[Floats]
+    pair: list[Floats]
+    polarity: SufficientStatistics
+
+
+def parts(columns: Sequence[Floats], train: Statements) -> list[Part]:
+    """Sums of every kind and kind of facts, from reduced columns of training statements.
+
+    Labels count within blocks (statements of one kind about the same two facts), so that what
+    differs between kinds and facts cannot become evidence.
     """
     target: Floats = np.asarray(2.0 * train.pair_false - 1.0, dtype=np.float64)
-    block = _codes(train.kind * (int(train.group.max()) + 1) + train.group)
-    centred_target = target - _mean_of(target, block)
+    polarity: Floats = np.asarray(2.0 * train.negated - 1.0, dtype=np.float64)
+    result = []
+    for kind, facts in np.unique(np.column_stack([train.kind, train.facts]), axis=0):
+        rows = (train.kind == kind) & (train.facts == facts)
+        of_pair = target[rows] - _mean_of(target[rows], _codes(train.group[rows]))
+        plain = [
+            SufficientStatistics.of(x[rows].astype(np.float32), polarity[rows]) for x in columns
+        ]
+        result.append(
+            Part(
+                int(kind),
+                int(facts),
+                [one.columns for one in plain],
+                [one.scatter for one in plain],
+                [np.asarray(of_pair @ x[rows]) for x in columns],
+                plain[0],
+            )
+        )
+    return result
+
+
+def fit(chosen: Sequence[Part]) -> Fit:
+    """Linear discriminants and kind Gaussians from the sums of the chosen parts.
+
+    The covariance is that within parts, so it holds what differs between blocks: a direction in
+    which facts differ much is no evidence, even if it separates the training facts.
+    """
+    first = SufficientStatistics.together([part.polarity for part in chosen])
+    rows = first.rows
     weights, shifts = [], []
-    for x in columns:
-        within = x - _means(x, block)[block]
-        sums = SufficientStatistics.of(within.astype(np.float32), centred_target)
-        unit = float(np.trace(sums.squares)) / len(x)
-        weight = sums.solve(STRENGTH * unit).weight
-        scores = x @ weight
-        scale = max(float(scores.std()), 1e-12)
+    for base in range(len(BASES)):
+        scatter = sum((part.scatter[base] for part in chosen), np.zeros(1))
+        pair = sum((part.pair[base] for part in chosen), np.zeros(1))
+        ridge = SufficientStatistics(rows, np.zeros(len(pair)), scatter, 0.0, pair)
+        weight = ridge.solve(STRENGTH * _unit(ridge)).weight
+        scale = max(float(np.sqrt(max(float(weight @ scatter @ weight), 0.0) / rows)), 1e-12)
         weights.append(weight / scale)
-        shifts.append(-float(scores.mean()) / scale)
-    kinds = _codes(train.kind)
-    centres = _means(columns[0], kinds)
-    polarity = _ridge(columns[0], train.negated)
+        total = sum(float(part.sums[base] @ weight) for part in chosen)
+        shifts.append(-total / rows / scale)
+    if abs(first.target) == first.rows:  # one polarity alone
+        polarity, shift = np.zeros(len(first.columns)), _ONE_POLARITY * first.target / rows
+    else:
+        polarity, shift = first.solve(STRENGTH * _unit(first))
+    kinds = sorted({part.kind for part in chosen})
+    of_kinds = [
+        SufficientStatistics.together([part.polarity for part in chosen if part.kind == kind])
+        for kind in kinds
+    ]
     return Fit(
         weights,
         np.array(shifts),
-        polarity[0],
-        np.array([polarity[1]]),
-        centres,
-        _whitening(columns[0] - centres[kinds]),
+        polarity,
+        np.array([shift]),
+        np.array(kinds, dtype=np.int64),
+        np.stack([one.columns / one.rows for one in of_kinds]),
+        _whitening(np.sum([one.scatter for one in of_kinds], axis=0) / rows),
     )
+
+
+def _unit(sums: SufficientStatistics) -> float:
+    """Mean squared norm of a row."""
+    return float(np.trace(sums.squares)) / sums.rows
 
 
 def _codes(values: Ints) -> Ints:
     return np.asarray(np.unique(values, return_inverse=True)[1], dtype=np.int64)
 
 
-def _means(x: Floats, code: Ints) -> Floats:
-    """Mean of the rows of every code, (codes, columns); every code from 0 on occurs."""
-    order = np.argsort(code, kind="stable")
-    count = np.bincount(code)
-    return np.asarray(np.add.reduceat(x[order], np.cumsum(count) - count) / count[:, None])
-
-
 def _mean_of(values: Floats, code: Ints) -> Floats:
     return np.asarray((np.bincount(code, values) / np.bincount(code))[code])
 
 
-def _ridge(x: Floats, positive: Bools) -> tuple[Floats, float]:
-    if positive.all() or not positive.any():
-        return np.zeros(x.shape[1]), 1.0 if positive.all() else -1.0
-    sums = SufficientStatistics.of(
-        x.astype(np.float32), np.asarray(2.0 * positive - 1.0, dtype=np.float64)
-    )
-    model = sums.solve(STRENGTH * float(np.trace(sums.squares)) / len(x))
-    return model.weight, model.intercept
-
-
-def _whitening(x: Floats) -> Floats:
-    covariance = x.T @ x / len(x)
+def _whitening(covariance: Floats) -> Floats:
     covariance = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * np.diag(np.diag(covariance))
     covariance[np.diag_indices_from(covariance)] += 1e-9 * max(float(np.trace(covariance)), 1e-9)
     return np.asarray(np.linalg.cholesky(np.linalg.inv(covariance)))

@@ -14,7 +14,7 @@ import functools
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,6 +80,41 @@ PLAIN = (
     "word_in_italian",
 )
 NUMBERS = ("number", "symbol", "mass", "area", "population", "sum")
+# What the facts of a relation are about. The detector is also tested on facts about something else
+# than it was fitted on.
+SUBJECTS = {
+    "states": (
+        "capital",
+        "country_continent",
+        "language",
+        "border",
+        "currency",
+        "area",
+        "population",
+        "area_compared",
+        "population_compared",
+        "landmark",
+    ),
+    "towns": ("city", "us_city", "county", "city_continent", "place_compared"),
+    "elements": ("number", "symbol", "mass", "mass_compared"),
+    "sums": ("sum",),
+    "classes": ("is_a",),
+    "glosses": ("gloss",),
+    "words": ("opposite", *(name for name in PLAIN if name.startswith("word_in"))),
+    "works": ("author", "painter", "composer", "originator"),
+    "everyday": (
+        "young",
+        "made_from",
+        "workplace",
+        "used_to",
+        "next_month",
+        "next_day",
+        "has_parts",
+        "usual_colour",
+        "measured_in",
+        "studied_by",
+    ),
+}
 
 Pair = tuple[Fact, Fact]
 
@@ -158,6 +193,16 @@ def build_kinds(seed: int, texts_per_kind: int = 300) -> "pd.DataFrame":
     for name, values in zip(KIND_COLUMNS, zip(*more, strict=True), strict=True):
         frame[name] = values
     return frame
+
+
+def subject_matter(relations: Iterable[str]) -> list[str]:
+    """What the facts of each relation are about, a key of SUBJECTS.
+
+    Raises:
+        KeyError: a relation has no subject matter.
+    """
+    of = {relation: name for name, members in SUBJECTS.items() for relation in members}
+    return [of[relation] for relation in relations]
 
 
 def _example(identity: str, statement: Statement) -> Example:

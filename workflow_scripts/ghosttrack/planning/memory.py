@@ -87,7 +87,9 @@ _GRAM_COPIES, _FIRING = 3, 0.7
 # Bytes of the curves of a data set, and half of those of a layer.
 _DRAWN = 2_000_000
 # Kinds of training statements, and pools and layers of their activations.
-_STATEMENT_KINDS, _STATEMENT_POOLS, _STATEMENT_LAYERS = 17, 3, 3
+_STATEMENT_KINDS, _STATEMENT_POOLS, _STATEMENT_LAYERS = 18, 3, 3
+# Products of 384 principal components of 3 pools and of the polarity, for 40 kinds and facts.
+_STATEMENT_PRODUCTS = 4 * 40 * 384**2
 # Bytes of a shown track of the explorer as Python objects.
 _SHOWN = 400
 # Tokens of a packed sequence with gradients, and widths of the tensors that its graph keeps per block.
@@ -499,8 +501,9 @@ def saved_detector(run: Run) -> int:
 
 
 def statement_detector(run: Run) -> int:
-    """Pooled activations of all statements, a training part, and standardised columns of a pool."""
-    return LEARNING + _mb(5 * _FP32 * _statement_states(run))
+    """Pooled activations of all statements, a training part, columns of a pool, and products."""
+    held = 5 * _FP32 * _statement_states(run) + 2 * _FP32 * _STATEMENT_PRODUCTS
+    return LEARNING + _mb(held)
 
 
 def _statement_states(run: Run) -> int:

@@ -102,6 +102,7 @@ class FigureInputs(NamedTuple):
     track_metrics: Mapping[tuple[str, str], pd.DataFrame]
     answers: pd.DataFrame
     explanations: pd.DataFrame
+    verdicts: pd.DataFrame
     datasets: Sequence[str]
     firings: pd.DataFrame | None = None
 
@@ -550,6 +551,20 @@ def risk(inputs: FigureInputs) -> Figure:
     )
 
 
+def verdicts(inputs: FigureInputs) -> Figure:
+    """Risk-coverage curve of the detector of statements on left-out kinds."""
+    figure = Figure(figsize=(4.2, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    part = inputs.verdicts[inputs.verdicts["coverage"] >= LEAST_COVERAGE]
+    for confidence in (0.75, 0.9):
+        axes.axhline(1 - confidence, color=NULL_COLOUR, lw=0.8, ls="--")
+    axes.plot(part["coverage"], part["error"], color=DETECTOR_COLOUR, lw=1.8)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 0.62), xticks=(0, 0.5, 1), yticks=(0, 0.1, 0.25, 0.5))
+    axes.set_xlabel("fraction of statements, most certain first")
+    axes.set_ylabel("fraction wrong")
+    return figure
+
+
 def explanations(inputs: FigureInputs) -> Figure:
     """Mean change of the log-odds when named reasons or other features are ablated."""
     table = inputs.explanations
@@ -580,6 +595,7 @@ FIGURES: dict[str, Callable[[FigureInputs], Figure]] = {
     "pr": precision_recall,
     "calibration": calibration,
     "risk": risk,
+    "verdicts": verdicts,
     "explanations": explanations,
     "sae_quality": sae_quality,
     "links": links,

@@ -71,12 +71,19 @@ PARTS = {
     "skipped": ("Not run", "Too few examples to train on."),
 }
 POOLS = verdicts.POOLS
+# What kinds.csv leaves out, in words, and its confidences.
+LEFT_OUT = {
+    "kind": "kinds of statement, one at a time",
+    "negated kinds": "all negated kinds at once",
+    "facts": "kinds of facts, one at a time",
+}
+VERDICT_CONFIDENCES = ("0.75", "0.9")
 
 
 class ReportInputs(NamedTuple):
     """Tables and files of the report; `quality` is keyed by layer, `labels` by data set.
 
-    followed: prompts of given texts after a false remark.
+    followed: prompts of given texts after a false remark; kinds: `left_out_kinds.table`.
     """
 
     model: str
@@ -94,6 +101,7 @@ class ReportInputs(NamedTuple):
     controls: Sequence[str]
     pairs: Sequence[link_summary.Pair]
     explanations: pd.DataFrame
+    kinds: pd.DataFrame
     followed: misled.Followed
     version: str
     code: str
@@ -130,6 +138,7 @@ def render(inputs: ReportInputs) -> str:
         quality=sae_quality.section(inputs.quality, inputs.answers),
         pairs=inputs.pairs,
         explanations=_explanations(inputs.explanations),
+        verdicts=_verdicts(inputs.kinds),
         judged=external.judged(inputs.metrics, inputs.ledger),
         outside=external.OUTSIDE,
         token_results=_token_results(inputs.tokens),
@@ -339,6 +348,30 @@ def _cell(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "verdict": row["verdict"],
         "style": {"pass": "established", "leak": "artefact"}.get(row["verdict"], "not-established"),
     }
+
+
+def _verdicts(kinds: pd.DataFrame) -> list[dict[str, Any]]:
+    """What verdicts reach on all left-out kinds, on negated ones, and on left-out facts."""
+    together = kinds[kinds["kind"] == "all"]
+    return [
+        {
+            "name": LEFT_OUT[row["left_out"]],
+            "row": row,
+            "cells": [
+                {
+                    "coverage": row[f"coverage_{confidence}"],
+                    **{
+                        end: row[f"error_{confidence}{end}"]
+                        if row[f"coverage_{confidence}"]
+                        else None
+                        for end in ("", "_low", "_high")
+                    },
+                }
+                for confidence in VERDICT_CONFIDENCES
+            ],
+        }
+        for row in together.to_dict("records")
+    ]
 
 
 def _explanations(table: pd.DataFrame) -> dict[str, Any]:

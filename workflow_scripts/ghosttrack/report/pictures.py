@@ -76,6 +76,11 @@ CAPTIONS = {
         "Risk-coverage curves: the fraction of wrong decisions among the texts with the most "
         "confident scores. A flat line at one half is chance.",
     ),
+    "verdicts": (
+        "Risk against coverage of verdicts on whole statements",
+        "Error among the most certain statements of kinds that were left out of the fit. The dashed "
+        "lines are the errors that the confidences .75 and .9 allow.",
+    ),
     "explanations": (
         "Change of the score when features are ablated",
         "Mean change of the detector's log-odds when features are ablated at the answer's "
