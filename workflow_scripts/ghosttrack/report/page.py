@@ -173,6 +173,7 @@ TOKEN_SCORES = {
     "token_entropy": "entropy of the prediction",
     "token_support": "gain of log-probability by the context",
     "token_output": "all output features",
+    "token_lookback": "attention of each head to what precedes the answer",
     "token_controls": "the scores of all controls",
     "token_raw_probe": "raw activations of one layer",
     "token_sae_probe": "SAE features of one layer",
