@@ -194,7 +194,7 @@ def test_every_text_is_on_the_page_as_it_stands_in_the_examples(
     index, about = unpack(page, "index"), unpack(page, "about")
     blocks = [
         text
-        for number in range(-(-about["texts"] // about["block"]))
+        for number in range(len(about["blocks"]))
         for text in unpack(page, f"block-{number}")
     ]
     for examples in run.examples:
@@ -365,7 +365,7 @@ def test_candidates_of_a_text_are_those_of_the_tables(
     assert 'id="sway"' in page
     blocks = [
         text
-        for number in range(-(-about["texts"] // about["block"]))
+        for number in range(len(about["blocks"]))
         for text in unpack(page, f"block-{number}")
     ]
     controls, metrics, tracks, tokens = (
