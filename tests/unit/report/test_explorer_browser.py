@@ -365,7 +365,7 @@ def test_spans_are_underlined_and_contexts_folded_and_tokens_have_a_verdict(
     assert page.run("document.querySelector('.passage u.soft').textContent") == "L"
     said = page.run("document.querySelector('.tokens-verdict').textContent")
     tokens = page.run("document.querySelectorAll('.token').length")
-    assert said.startswith(f"{tokens} of {tokens} tokens are hallucinated")
+    assert said.startswith(f"Hallucinated tokens (underlined): {tokens} of {tokens}.")
     assert "calls 1 hallucinated, 1 of them rightly" in said
     page.run(choose("colour", "token"))
     page.wait("document.querySelector('.token').title.startsWith('token detector 0.100')")
@@ -392,4 +392,4 @@ def test_spans_are_underlined_and_contexts_folded_and_tokens_have_a_verdict(
 def test_texts_without_contexts_and_spans_have_neither(page: Browser) -> None:
     for selector in ("details.context", ".passage u", ".tokens-verdict"):
         assert page.run(f"document.querySelectorAll({selector!r}).length") == 0
-    assert "token detector" not in page.run("document.body.textContent")
+    assert "token detector" not in page.run("document.body.innerText")

@@ -95,8 +95,9 @@ _GRAM_COPIES, _FIRING = 3, 0.7
 _DRAWN = 2_000_000
 # Kinds of training statements, and pools and layers of their activations.
 _STATEMENT_KINDS, _STATEMENT_POOLS, _STATEMENT_LAYERS = 17, 3, 3
-# Bytes of a shown track of the explorer as Python objects.
-_SHOWN = 400
+# Bytes of a shown track of the explorer as Python objects; tracks that it shows at most, unless
+# each token has no more than the least number.
+_SHOWN, _DRAWN_TRACKS, _LEAST_TRACKS = 400, 600_000, 4
 # Tokens of a packed sequence with gradients, and widths of the tensors that its graph keeps per block.
 _PASS_TOKENS, _GRAPH_WIDTHS = 1024, 24
 
@@ -656,7 +657,9 @@ def explorer(run: Run) -> int:
     """The tokenizer, the texts with their tracks, and the descriptions of the features."""
     shown = min(run.settings.report.explorer_texts, run.together.texts)
     share = shown / max(run.together.texts, 1)
-    tracks = run.together.tokens * share * run.settings.report.explorer_tracks * _SHOWN
+    tokens = run.together.tokens * share
+    most = run.settings.report.explorer_tracks
+    tracks = min(tokens * most, max(tokens * _LEAST_TRACKS, _DRAWN_TRACKS)) * _SHOWN
     return (
         TORCH_LEARNING
         - 40

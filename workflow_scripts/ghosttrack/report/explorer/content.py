@@ -244,7 +244,8 @@ def _texts(
             parts = texts.part(
                 str(row.text), [token_offsets[position - 1] for position in positions]
             )
-            passage = passages.place(str(getattr(row, "context", None) or ""))
+            # Other data sets may have these columns, and this one NaN in them.
+            passage = passages.place(row.context if "context" in tables.examples else "")
             tokens = [tracks[number] for number in range(here.start, here.stop)]
             yield {
                 "before": parts.before,
@@ -260,16 +261,18 @@ def _texts(
                 "total": [token.total for token in tokens],
                 **({"candidates": compared[row.id]} if row.id in compared else {}),
                 **({"passage": passage} if passage >= 0 else {}),
-                **_spans(row, len(parts.before), parts.pieces, marked),
+                **(
+                    _spans(row, len(parts.before), parts.pieces, marked)
+                    if "spans" in tables.examples
+                    else {}
+                ),
             }
 
 
 def _spans(
     row: Any, begin: int, pieces: Sequence[str], scores: pd.DataFrame | None
 ) -> dict[str, Any]:
-    """Marks of an answer with hallucinated spans; nothing for another one."""
-    if getattr(row, "spans", None) is None:
-        return {}
+    """Marks of an answer with hallucinated spans, and its scores of tokens."""
     own = None
     if scores is not None:
         own = scores.reindex(range(int(row.row_start), int(row.row_start + row.row_count)))

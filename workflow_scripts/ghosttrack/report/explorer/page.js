@@ -225,7 +225,7 @@
     const places = text.hallucinated.map((_, place) => place), marked = places.filter((place) => text.hallucinated[place]);
     const called = places.filter((place) => calls(text, place)), both = called.filter((place) => text.hallucinated[place]);
     const said = text.token ? ` The token detector calls ${called.length} hallucinated, ${both.length} of them rightly.` : "";
-    return make("p", { class: "facts tokens-verdict" }, `${marked.length} of ${places.length} tokens are hallucinated (underlined).${said}`);
+    return make("p", { class: "facts tokens-verdict" }, `Hallucinated tokens (underlined): ${marked.length} of ${places.length}.${said}`);
   }
 
   // The characters of a token, with those in hallucinated spans underlined.
