@@ -214,14 +214,12 @@ def _choose_columns(
 def _first_sums(x: Matrix, y: Ints) -> tuple[float, float, Floats, Floats, Floats]:
     labels = y.astype(np.float64)
     squares = x.multiply(x) if sparse.issparse(x) else np.square(x, dtype=np.float64)
-    return (
-        float(len(y)),
-        float(labels.sum()),
-        *(
-            np.asarray(values, dtype=np.float64).ravel()
-            for values in (x.sum(axis=0), squares.sum(axis=0), x.T @ labels)
-        ),
-    )
+
+    def flat(values: Any) -> Floats:
+        return np.asarray(values, dtype=np.float64).ravel()
+
+    column, square = (flat(each.sum(axis=0, dtype=np.float64)) for each in (x, squares))
+    return float(len(y)), float(labels.sum()), column, square, flat(x.T @ labels)
 
 
 def _correlation(
