@@ -158,6 +158,7 @@ rule train_token_detectors:
         tokens="results/{model}/examples/{dataset}/tokens.parquet",
         audited="results/{model}/detection/{dataset}/controls.parquet",
         without_context=without_context,
+        lookback="results/{model}/examples/{dataset}/lookback.npz",
         stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer"),
         manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer"),
         weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),

@@ -148,6 +148,7 @@ for MODEL in MODELS:
             embedding_manifest=f"results/{MODEL}/examples/{{dataset}}/embedding.json",
             counterfactual_mean=f"results/{MODEL}/examples/{{dataset}}/background.npz",
             prompt_states=f"results/{MODEL}/examples/{{dataset}}/prompts.npz",
+            lookback=f"results/{MODEL}/examples/{{dataset}}/lookback.npz",
             tokens=f"results/{MODEL}/examples/{{dataset}}/tokens.parquet",
             outputs=f"results/{MODEL}/examples/{{dataset}}/outputs.parquet",
         log:

@@ -77,6 +77,9 @@ rule write_report:
         candidates=remarked_controls,
         token_metrics=if_spans("results/{model}/evaluation/token_metrics.csv"),
         token_claims=if_spans("results/{model}/evaluation/token_claims.csv"),
+        span_examples=per_spans("results/{model}/datasets/{dataset}/examples.parquet"),
+        span_scores=per_spans("results/{model}/detection/{dataset}/span_scores.parquet"),
+        span_choices=per_spans("results/{model}/detection/{dataset}/span_choices.csv"),
     output:
         report=report_page("results/{model}/report.html", "report"),
     log:
@@ -117,6 +120,8 @@ rule write_explorer:
         token_scores="results/{model}/detection/token_scores.parquet",
         effects="results/{model}/detection/feature_effects.parquet",
         candidates=shown_candidates,
+        span_scores=per_spans("results/{model}/detection/{dataset}/span_scores.parquet"),
+        span_choices=per_spans("results/{model}/detection/{dataset}/span_choices.csv"),
     output:
         explorer=report_page("results/{model}/explorer.html", "explorer"),
     log:

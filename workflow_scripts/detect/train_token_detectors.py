@@ -4,6 +4,7 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
+from ghosttrack.activations import lookback as attention
 from ghosttrack.detection import token_detectors
 from ghosttrack.runtime import files, job, tables
 
@@ -14,6 +15,7 @@ def main(
     tokens: Path,
     audited: Path,
     without_context: list[Path],
+    lookback: Path,
     stores: list[Path],
     manifests: list[Path],
     weights: list[Path],
@@ -26,7 +28,7 @@ def main(
     """Write the out-of-fold scores of all answer tokens, and the choices of each fold.
 
     `stores`, `manifests` and `weights` are in the order of `layers`. `without_context`: the file of
-    a data set with contexts, or empty.
+    a data set with contexts, or empty. `lookback`: attention to what precedes the answers.
     """
     token_table = tables.read_parquet(tokens)
     audit = tables.read_parquet(audited)
@@ -36,6 +38,7 @@ def main(
         token_table,
         audit,
         tables.read_parquet(without_context[0]) if without_context else None,
+        lambda count: attention.read(lookback, count).ratio,
     )
     with threadpool_limits(threads):
         if (inputs.fold < 0).any():

@@ -18,6 +18,7 @@ from ghosttrack.activations import (
     remark_answers,
     run_model,
 )
+from ghosttrack.activations import lookback as attention
 from ghosttrack.activations.store import smallest_float
 from ghosttrack.facts import remarks
 from ghosttrack.inputs import models
@@ -51,11 +52,13 @@ def main(
     seed: int,
     inference: InferenceSettings = DEFAULT_INFERENCE,
     gpu: int = 1,
+    lookback: Path | None = None,
 ) -> None:
     """Write the activation stores of a data set, and what the same passes give.
 
     There is one store per layer and one of the token embedding. `counterfactual_mean` gets the
-    counterfactual-prompt means, `prompt_states` the inputs of the bilinear probe.
+    counterfactual-prompt means, `prompt_states` the inputs of the bilinear probe, `lookback` the
+    attention to what precedes the answers, for texts with hallucinated spans.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -72,11 +75,13 @@ def main(
     baseline = pmi_baseline.PmiBaseline(
         pairs, encoded[len(frame) :], len(layers), model.config.get_text_config().hidden_size
     )
-    compared = candidates.Candidates(model, encoded[: len(frame)], remarks.strata(frame))
+    own = encoded[: len(frame)]
+    compared = candidates.Candidates(model, own, remarks.strata(frame))
+    attended = attention.Lookback(model, own if "spans" in frame else [])
     token_table, output_table = example_extraction.extract_examples(
         model,
         identity,
-        encoded[: len(frame)],
+        own,
         layers,
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
         extraction.StoreFiles(embedding, embedding_manifest),
@@ -87,16 +92,15 @@ def main(
         scales=limits.scales(check, [None, *layers]),
         pmi_baseline=baseline,
         candidates=compared,
+        lookback=attended if attended.tokens else None,
     )
     token_table.insert(3, "text", [tokenizer.decode([token]) for token in token_table["token"]])
     if "spans" in frame:
-        token_table = token_table.assign(
-            **example_tokens.span_columns(frame, encoded[: len(frame)])
-        )
+        token_table = token_table.assign(**example_tokens.span_columns(frame, own))
     means = baseline.means(frame)
     output_table = example_extraction.compared_outputs(output_table, frame, means, compared)
     if "context" in frame:
-        output_table["dropped_tokens"] = [one.dropped for one in encoded[: len(frame)]]
+        output_table["dropped_tokens"] = [one.dropped for one in own]
     if whether_true:
         output_table["p_true"] = p_true.measure(
             model, tokenizer, frame, limit=limit, batch=batch, packed=packed
@@ -121,6 +125,8 @@ def main(
         np.savez(stream, **activations)
     with files.atomic_write(prompt_states, "wb") as stream:
         candidates.write(stream, compared.states())
+    if lookback:
+        attention.write(lookback, attended.ratios())
     for path, table in ((tokens, token_table), (outputs, output_table)):
         with files.atomic_write(path, "wb") as stream:
             table.to_parquet(stream, index=False)

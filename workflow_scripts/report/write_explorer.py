@@ -5,6 +5,7 @@ from pathlib import Path
 
 import ghosttrack
 from ghosttrack.inputs import models
+from ghosttrack.report import marked
 from ghosttrack.report.explorer import candidates as explorer_candidates
 from ghosttrack.report.explorer import content, dictionary, page
 from ghosttrack.runtime import files, job, tables
@@ -34,13 +35,22 @@ def main(
     layers: list[int],
     clusters: Path | None = None,
     candidates: Sequence[Path] = (),
+    span_scores: Sequence[Path] = (),
+    span_choices: Sequence[Path] = (),
 ) -> None:
     """Read the tables of a run and write its explorer.
 
     `examples`, `tokens`, `outputs`, `tracks` and `tracks_manifests` are in the order of `datasets`,
     `features` in that of `layers`. `clusters` has the columns layer, feature, cluster.
     `candidates`: tables DATASET.KIND.parquet of the data sets whose candidates are compared.
+    `span_scores` and `span_choices` are in the folders of their data sets.
     """
+    spans = {
+        scored.parent.name: marked.with_thresholds(
+            tables.read_parquet(scored), tables.read_csv(chosen)
+        )
+        for scored, chosen in zip(span_scores, span_choices, strict=True)
+    }
     by_dataset = {
         name: content.DatasetTables(
             tables.read_parquet(texts),
@@ -48,6 +58,7 @@ def main(
             tables.read_parquet(output_rows),
             TrackReader(store, manifest),
             _candidates(candidates, name, layers),
+            spans.get(name),
         )
         for name, texts, answer_tokens, output_rows, store, manifest in zip(
             datasets, examples, tokens, outputs, tracks, tracks_manifests, strict=True

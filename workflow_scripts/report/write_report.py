@@ -6,7 +6,7 @@ from typing import Any
 
 import ghosttrack
 from ghosttrack import scores as registry
-from ghosttrack.report import link_summary, misled
+from ghosttrack.report import link_summary, marked, misled
 from ghosttrack.report.page import ReportInputs, render
 from ghosttrack.runtime import files, job, tables
 
@@ -35,6 +35,9 @@ def main(
     candidates: Sequence[Path] = (),
     token_metrics: list[Path] | None = None,
     token_claims: list[Path] | None = None,
+    span_examples: Sequence[Path] = (),
+    span_scores: Sequence[Path] = (),
+    span_choices: Sequence[Path] = (),
     code: str = "not recorded",
 ) -> None:
     """Read the tables and figures of a run and write its page.
@@ -42,7 +45,8 @@ def main(
     `quality` is in the order of `layers`, `neighbours` in that of all but the last layer. A file of
     `labels` is in the folder of its data set. `remarked` and `candidates` are the examples and the
     controls of the data sets with remarks whose candidate answers are compared. `token_metrics` and
-    `token_claims` are empty without data sets with spans. `controls` are the positive controls,
+    `token_claims` are empty without data sets with spans; the examples, scores and choices of these
+    sets are in the folders of their data sets. `controls` are the positive controls,
     `code` is the digest of the code.
     """
     neighbour_files = dict(zip(layers, neighbours or [], strict=False))
@@ -78,6 +82,13 @@ def main(
             (tables.read_csv(metrics_of), tables.read_csv(claims_of))
             for metrics_of, claims_of in zip(token_metrics or [], token_claims or [], strict=True)
         ],
+        marked_answers={
+            scored.parent.name: marked.examples(
+                tables.read_parquet(texts),
+                marked.with_thresholds(tables.read_parquet(scored), tables.read_csv(chosen)),
+            )
+            for texts, scored, chosen in zip(span_examples, span_scores, span_choices, strict=True)
+        },
     )
     with files.atomic_write(report) as stream:
         stream.write(render(inputs))

@@ -72,6 +72,57 @@ def test_the_strength_is_the_best_of_the_training_folds() -> None:
         assert by_strength[found.strength[outer]] == max(by_strength.values())
 
 
+def screened(x: Any, y: Any, fold: Any, widest: int) -> tuple[list[tuple[int, ...]], Any]:
+    """The fits, and the columns of each, ranked one column at a time."""
+    fits = [(a,) for a in range(FOLDS)]
+    fits += [(a, b) for a in range(FOLDS) for b in range(a + 1, FOLDS)]
+    ranked = []
+    for without in fits:
+        rows = ~np.isin(fold, without)
+        with np.errstate(invalid="ignore"):
+            found = [abs(np.corrcoef(column[rows], y[rows])[0, 1]) for column in x.T]
+        ranked.append(np.argsort(-np.nan_to_num(found), kind="stable"))
+    size = max(
+        size for size in range(x.shape[1]) if len({c for r in ranked for c in r[:size]}) <= widest
+    )
+    return fits, [np.sort(order[:size]) for order in ranked]
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
+def test_each_fit_has_the_columns_that_correlate_in_its_own_rows(form: Any) -> None:
+    _, y, fold = problem()
+    x = np.random.default_rng(1).normal(size=(len(y), 60)).astype(np.float32)
+    x[:, 7] += y
+    x[:, 9] = 3.0
+    found = fold_ridge.leave_out(form(x), y, fold, [0.1], widest=25)
+    fits, columns = screened(x.astype(np.float64), y, fold, 25)
+    assert 3 < len(columns[0]) < 25
+    for without, chosen in zip(fits, columns, strict=True):
+        assert 7 in chosen
+        expected = refit(x[:, chosen].astype(np.float64), y, ~np.isin(fold, without), 0.1)
+        for outer, inner in (without, without[::-1]) if len(without) == 2 else ():
+            rows = fold == inner
+            np.testing.assert_allclose(found.train[outer][rows], expected[rows], atol=1e-5)
+        if len(without) == 1:
+            rows = fold == without[0]
+            np.testing.assert_allclose(found.test[rows], expected[rows], atol=1e-5)
+
+
+def test_columns_chosen_by_the_label_of_noise_gain_nothing() -> None:
+    generator = np.random.default_rng(2)
+    y, fold = generator.integers(2, size=800), generator.integers(FOLDS, size=800)
+    x = generator.normal(size=(800, 2000)).astype(np.float32)
+    found = fold_ridge.leave_out(x, y, fold, widest=100)
+    assert auroc(y, found.test) < 0.56
+    assert (found.inner_auroc < 0.56).all()
+
+
+def test_few_columns_are_all_used() -> None:
+    x, y, fold = problem()
+    found, every = (fold_ridge.leave_out(x, y, fold, widest=widest) for widest in (7, None))
+    np.testing.assert_array_equal(found.train, every.train)
+
+
 class Planted(NamedTuple):
     examples: pd.DataFrame
     tokens: pd.DataFrame
@@ -132,9 +183,16 @@ def noise(seed: int) -> Any:
     return np.random.default_rng(seed).normal(size=(ANSWERS * WORDS, 8)).astype(np.float32)
 
 
-def evaluate(data: Planted, signal: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+def evaluate(data: Planted, signal: Any, ratios: Any = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Metrics by score, and claims by name, with activations of two layers."""
-    inputs = detectors.read_inputs("x", data.examples, data.tokens, data.audited, data.without)
+    inputs = detectors.read_inputs(
+        "x",
+        data.examples,
+        data.tokens,
+        data.audited,
+        data.without,
+        None if ratios is None else lambda _: ratios,
+    )
     features = sparse.csr_array(np.maximum(signal, 0))
     layers = {
         3: lambda: (noise(1), sparse.csr_array(np.maximum(noise(2), 0))),
@@ -211,6 +269,37 @@ def test_support_is_the_gain_of_log_probability_by_the_context() -> None:
     metrics, _ = evaluate(data, noise(11))
     assert metrics.loc["token_support", "auroc"] > 0.99
     assert metrics.loc["token_logprob", "auroc"] < 0.6
+
+
+def test_attention_to_the_context_is_a_control() -> None:
+    marks = np.random.default_rng(12).random((ANSWERS, WORDS)) < 0.2
+    data = planted(marks)
+    ratios = np.random.default_rng(13).random((ANSWERS * WORDS, 4)).astype(np.float16)
+    ratios[:, 1] -= marks.ravel()
+    signal = noise(14)
+    signal[:, 0] += 2 * marks.ravel()
+    metrics, claims = evaluate(data, signal, ratios)
+    assert metrics.loc["token_lookback", "auroc"] > 0.95
+    assert metrics.loc["token_lookback", "family"] == "attention"
+    claim = claims.loc["the token probe on raw activations beats the best single control"]
+    assert (claim["control"], claim["verdict"]) == ("token_lookback", "not established")
+
+
+def test_only_the_answer_tokens_have_attention() -> None:
+    data = planted(np.random.default_rng(15).random((ANSWERS, WORDS)) < 0.2)
+    first = data.tokens["position"] == 1
+    table = data.tokens.assign(span=data.tokens["span"].where(~first, np.nan), start=0)
+    ratios = np.arange((~first).sum(), dtype=np.float16)[:, None]
+    inputs = detectors.read_inputs("x", data.examples, table, data.audited, None, lambda _: ratios)
+    np.testing.assert_array_equal(inputs.lookback, ratios)
+    inputs = detectors.read_inputs(
+        "x", data.examples, table, data.audited.iloc[2:], None, lambda _: ratios
+    )
+    np.testing.assert_array_equal(inputs.lookback, ratios[2 * (WORDS - 1) :])
+    none = detectors.read_inputs(
+        "x", data.examples, table, data.audited, None, lambda _: ratios[:, :0]
+    )
+    assert none.lookback is None
 
 
 def test_copied_words_are_known_with_the_length_of_their_sequence() -> None:

@@ -46,6 +46,32 @@ def test_texts_with_the_same_context_are_together_and_in_one_group(tmp_path: Pat
     assert len({group[name] for name in ("one", "two", "four", "five")}) == 4
 
 
+def test_a_long_context_gives_its_group_a_short_name(tmp_path: Path) -> None:
+    long = "A passage. " * 4_000
+    passages = [long, f"{long} another", long.upper(), "short"]
+    path = write(
+        tmp_path / "x.jsonl",
+        [
+            {"text": f"text {number}", "label": number % 2, "passage": passage}
+            for number, passage in enumerate(passages)
+        ],
+    )
+    frame = datasets.load_examples(settings(path), 0)
+    group = dict(zip(frame["text"], frame["group"], strict=True))
+    assert frame["group"].str.len().max() < 150
+    assert group["text 0"] != group["text 1"]
+    assert group["text 0"] == group["text 2"]  # up to case
+    assert group["text 3"] == "short"
+
+
+def test_a_long_value_of_the_group_column_is_shortened(tmp_path: Path) -> None:
+    table = [{**row, "topic": f"{row['topic']} " * 1_000} for row in rows()]
+    path = write(tmp_path / "x.jsonl", table)
+    frame = datasets.load_examples(settings(path, group_column="topic"), 0)
+    assert frame["group"].str.len().max() < 150
+    assert frame["group"].nunique() == 4
+
+
 def test_contexts_are_no_part_of_the_judged_text(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", rows())
     frame = datasets.load_examples(settings(path), 0)

@@ -1,5 +1,6 @@
 """Formulas of memory: figures of known models, and growth with what a job holds."""
 
+import csv
 import inspect
 import json
 import struct
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ghosttrack.detection import fold_ridge
 from ghosttrack.planning import data_sizes, memory
 from ghosttrack.planning.configuration import load
 from ghosttrack.planning.data_sizes import Texts
@@ -206,6 +208,54 @@ def test_stored_rows_replace_the_estimate(tmp_path: Path) -> None:
     after = data_sizes.known_texts(settings_of(), "capitals", given, tmp_path)
     assert before == Texts(444, 888)
     assert after == Texts(300, 300)
+
+
+@pytest.mark.parametrize("name", ["long.jsonl", "long.csv", "long.tsv"])
+def test_the_longest_row_of_a_local_file_bounds_its_contexts(tmp_path: Path, name: str) -> None:
+    long = "a line\n" * 600  # a cell of many lines
+    rows = [("text", "passage"), ("a b", "short"), ("c d", long)]
+    path = tmp_path / name
+    if name.endswith("jsonl"):
+        path.write_text("".join(json.dumps({"passage": cell}) + "\n" for _, cell in rows))
+    else:
+        with path.open("w", newline="") as stream:
+            csv.writer(stream, delimiter="\t" if name.endswith("tsv") else ",").writerows(rows)
+    about = {"source": "file", "path": str(path), "text_column": "text", "label_column": "label"}
+    given = dataset(**about, context_column="passage")
+    found = data_sizes.known_texts(settings_of(model="smollm2-135m"), "x", given, tmp_path)
+    assert 1400 <= found.longest <= 1700
+    # GPT-2 reads 1,024 tokens.
+    assert data_sizes.known_texts(settings_of(), "x", given, tmp_path).longest == 1024
+    assert data_sizes.known_texts(settings_of(), "x", dataset(**about), tmp_path).longest == 0
+
+
+def with_contexts(longest: int = 0, marked: bool = False, **config: Any) -> Run:
+    return run_of(**config)._replace(datasets={"x": Texts(1000, 100_000, longest, marked)})
+
+
+def test_contexts_take_memory_where_they_are_read_and_kept() -> None:
+    plain, long = with_contexts(), with_contexts(6000)
+    assert memory.dataset(long) > memory.dataset(plain)
+    # GPT-2 has 12 blocks of width 768: keys and values of 4,096 cached tokens in float32.
+    cache = 2 * 12 * 768 * 4 * 4096 / 1e6
+    assert memory.examples(with_contexts(1)) - memory.examples(plain) >= cache
+    assert memory.examples(long) - memory.examples(with_contexts(1)) > 6000 * 768 * 4 / 1e6
+
+
+def test_lookback_ratios_take_memory_where_answers_have_spans() -> None:
+    ratios = 2 * 100_000 * 12 * 12 / 1e6  # 12 heads in 12 blocks, in half precision
+    for formula in (memory.examples, memory.token_detectors):
+        more = formula(with_contexts(500, True)) - formula(with_contexts(500))
+        assert more >= 2 * ratios - 1, formula.__name__
+
+
+def test_token_detectors_on_a_wide_dictionary_stay_within_memory() -> None:
+    assert memory._WIDEST == fold_ridge.WIDEST
+    narrow = memory.token_detectors(with_contexts(500, True, sae={"d_sae": 2048, "k": 64}))
+    wide = memory.token_detectors(with_contexts(500, True, sae={"d_sae": 65_536, "k": 64}))
+    # Encoded blocks and the SAE itself grow with the dictionary, products of columns do not.
+    assert wide - narrow < 5000
+    assert 8 * 65_536**2 / 1e6 > 30_000
 
 
 def write_header(path: Path, **shapes: tuple[int, ...]) -> None:

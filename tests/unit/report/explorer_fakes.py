@@ -147,6 +147,60 @@ def candidate_files(folder: Path) -> list[Path]:
     ]
 
 
+PASSAGE = "Passage {}: <b>Lyon</b> & Paris are cities.\nA second line 🙂."
+
+
+def mark_spans(run: Run, folder: Path) -> dict[str, Any]:
+    """Inputs of write_explorer for `cities` with contexts, spans and scores of tokens.
+
+    The second half of each false answer is marked by all annotators, its first character by one in
+    five. The token detector calls the last token of each answer.
+    """
+    examples = pd.read_parquet(run.examples[0])
+    tokens, outputs = pd.read_parquet(run.tokens[0]), pd.read_parquet(run.outputs[0])
+    spans = [
+        [
+            {"start": 0, "end": 1, "probability": 0.2},
+            {"start": len(answer) // 2, "end": len(answer), "probability": 1.0},
+        ]
+        if label
+        else []
+        for answer, label in zip(examples["answer"], examples["label"], strict=True)
+    ]
+    groups = examples["group"].factorize()[0]
+    path = folder / "cities.spans.parquet"
+    examples.assign(spans=spans, context=[PASSAGE.format(group) for group in groups]).to_parquet(
+        path
+    )
+    last = outputs["row_start"] + outputs["row_count"] - 1
+    begins = np.zeros(len(tokens), dtype=np.int64)
+    score = np.full(len(tokens), 0.1)
+    score[last] = 0.4
+    table = pd.DataFrame(
+        {
+            "id": examples["id"].to_numpy()[tokens["example"]],
+            "fold": tokens["example"] // 2 % 3,
+            "row": np.arange(len(tokens)),
+            "start": begins,
+            "end": begins,
+            "label": examples["label"].to_numpy()[tokens["example"]],
+            "marked": begins,
+            "token_detector": score,
+        }
+    )
+    home = folder / "cities"
+    home.mkdir()
+    table.to_parquet(home / "span_scores.parquet")
+    pd.DataFrame({"score": "token_detector", "fold": range(3), "threshold": 0.25}).to_csv(
+        home / "span_choices.csv", index=False
+    )
+    return {
+        "examples": [path, *run.examples[1:]],
+        "span_scores": [home / "span_scores.parquet"],
+        "span_choices": [home / "span_choices.csv"],
+    }
+
+
 def _candidates(examples: pd.DataFrame, folder: Path, rng: np.random.Generator) -> None:
     ids, controls, metrics, tracks, tokens = list(examples["id"]), [], [], [], []
     for place, row in enumerate(examples.to_dict("records")):

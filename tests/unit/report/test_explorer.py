@@ -193,9 +193,7 @@ def test_every_text_is_on_the_page_as_it_stands_in_the_examples(
 ) -> None:
     index, about = unpack(page, "index"), unpack(page, "about")
     blocks = [
-        text
-        for number in range(-(-about["texts"] // about["block"]))
-        for text in unpack(page, f"block-{number}")
+        text for number in range(len(about["blocks"])) for text in unpack(page, f"block-{number}")
     ]
     for examples in run.examples:
         for row in pd.read_parquet(examples).itertuples():
@@ -364,9 +362,7 @@ def test_candidates_of_a_text_are_those_of_the_tables(
     assert about["sway"]
     assert 'id="sway"' in page
     blocks = [
-        text
-        for number in range(-(-about["texts"] // about["block"]))
-        for text in unpack(page, f"block-{number}")
+        text for number in range(len(about["blocks"])) for text in unpack(page, f"block-{number}")
     ]
     controls, metrics, tracks, tokens = (
         pd.read_parquet(path) for path in explorer_fakes.candidate_files(folder)

@@ -338,3 +338,58 @@ def test_texts_are_filtered_by_whether_the_output_was_misled(
     chromium.run(choose("sway", ""))
     count = chromium.run("document.getElementById('count').textContent")
     assert f"{counts[0]} of {sum(counts)} misled after a false remark" in count
+
+
+@pytest.fixture(scope="module")
+def spans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The explorer of a run with contexts, hallucinated spans and scores of tokens."""
+    folder = tmp_path_factory.mktemp("spans")
+    run = explorer_fakes.make(folder)
+    explorer_fakes.write(run, folder / "explorer.html", **explorer_fakes.mark_spans(run, folder))
+    return folder / "explorer.html"
+
+
+@pytest.mark.parametrize("width", [1500, 390])
+def test_spans_are_underlined_and_contexts_folded_and_tokens_have_a_verdict(
+    chromium: Browser, spans: Path, width: int
+) -> None:
+    page = chromium
+    page.requests.clear()
+    page.messages.clear()
+    page.open(spans, width, part="cities-plain-6-1")
+    page.wait("document.body && document.body.dataset.ready")
+    underlined = (
+        "[...document.querySelectorAll('.passage u.span')].map((each) => each.textContent).join('')"
+    )
+    assert page.run(underlined) == "Lyon 6"[3:]
+    assert page.run("document.querySelector('.passage u.soft').textContent") == "L"
+    said = page.run("document.querySelector('.tokens-verdict').textContent")
+    tokens = page.run("document.querySelectorAll('.token').length")
+    assert said.startswith(f"Hallucinated tokens (underlined): {tokens} of {tokens}.")
+    assert "calls 1 hallucinated, 1 of them rightly" in said
+    page.run(choose("colour", "token"))
+    page.wait("document.querySelector('.token').title.startsWith('token detector 0.100')")
+    colours = "[...document.querySelectorAll('.token')].map((each) => getComputedStyle(each).backgroundColor)"
+    found = page.run(colours)
+    assert len(set(found[:-1])) == 1
+    assert found[-1] != found[0]
+    figures = page.run("document.querySelector('.figures').textContent")
+    assert "token detector 0.100 (threshold 0.250): true" in figures
+    assert "label of the token hallucinated" in figures
+    # The context is folded, and stays open for the next text once it is opened.
+    assert page.run("document.querySelector('details.context').open") is False
+    page.run("document.querySelector('details.context summary').click()")
+    context = "document.querySelector('details.context p').textContent"
+    page.wait(f"{context}.startsWith('Passage 6')")
+    assert page.run(context) == explorer_fakes.PASSAGE.format(6)
+    page.run(OPEN_ALL)
+    page.run(click("#row-1"))
+    page.wait(f"{SHOWN}.startsWith('cities-markup-1') && {context}.startsWith('Passage 0')")
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")
+    assert quiet(page)
+
+
+def test_texts_without_contexts_and_spans_have_neither(page: Browser) -> None:
+    for selector in ("details.context", ".passage u", ".tokens-verdict"):
+        assert page.run(f"document.querySelectorAll({selector!r}).length") == 0
+    assert "token detector" not in page.run("document.body.innerText")

@@ -7,10 +7,12 @@ import fake_results
 import numpy as np
 import pandas as pd
 import pytest
+import test_marked
 from fake_results import Run
 
 from ghosttrack import scores as registry
 from ghosttrack.evaluation import claims as claim_specs
+from ghosttrack.evaluation import token_tables
 from ghosttrack.report import comparison, lanes, misled, pictures, verdicts
 from ghosttrack.report import page as report_page
 from report import write_report
@@ -170,6 +172,49 @@ def test_detectors_from_outside_have_a_section_only_where_there_are_any(
     assert "mine (table) is below chance on every data set (AUROC 0.20, " in section
     assert "made outside the folds" in section
     assert "set lower_is_hallucinated: true" in section
+
+
+def token_files(folder: Path) -> dict[str, Any]:
+    """Inputs of write_report for a data set with spans."""
+    examples, scores, choices = test_marked.tables()
+    home = folder / "answers"
+    home.mkdir()
+    examples.assign(context=NASTY).to_parquet(home / "examples.parquet")
+    scores.to_parquet(home / "span_scores.parquet")
+    choices.to_csv(home / "span_choices.csv", index=False)
+    numbers = dict.fromkeys(token_tables.METRICS, 0.5)
+    line = {**dict.fromkeys(token_tables.CLAIMS, 0.1), "dataset": "answers"}
+    words = {"claim": "a claim about tokens", "verdict": registry.ARTEFACT, "reason": "a reason"}
+    for name, row in (
+        ("metrics", {**numbers, "dataset": "answers", "score": "token_lookback"}),
+        ("claims", {**line, **words, "ours": "token_detector", "control": "token_words"}),
+    ):
+        pd.DataFrame([row]).to_csv(folder / f"token_{name}.csv", index=False)
+    return {
+        "token_metrics": [folder / "token_metrics.csv"],
+        "token_claims": [folder / "token_claims.csv"],
+        "span_examples": [home / "examples.parquet"],
+        "span_scores": [home / "span_scores.parquet"],
+        "span_choices": [home / "span_choices.csv"],
+    }
+
+
+def test_hallucinated_tokens_have_verdicts_and_answers_with_spans_and_folded_contexts(
+    run: Run, tmp_path: Path, page: str
+) -> None:
+    assert "Hallucinated tokens" not in page
+    marked = write(run, tmp_path / "report.html", **token_files(tmp_path))
+    section = marked[marked.index('<div id="tokens">') :]
+    assert "artefact" in section
+    assert "a claim about tokens" in section
+    assert "attention of each head to what precedes the answer" in section
+    assert '<details class="context"><summary>Context, 25 characters</summary>' in section
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in section
+    assert '<u class="span">cd</u>' in section
+    assert "Hallucinated tokens (underlined): 1." in section
+    assert NASTY not in marked
+    outline = Outline()
+    outline.feed(marked)
 
 
 def test_two_runs_give_the_same_bytes(run: Run, tmp_path: Path, page: str) -> None:

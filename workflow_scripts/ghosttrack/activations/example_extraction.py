@@ -14,6 +14,7 @@ from ghosttrack.activations.candidates import Candidates
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.extraction import ModelIdentity, StoreFiles
 from ghosttrack.activations.hooks import captured
+from ghosttrack.activations.lookback import Lookback
 from ghosttrack.activations.packed_texts import Pack, PackedReader, TokenStatistics
 from ghosttrack.activations.pmi_baseline import BaselineMeans, PmiBaseline
 from ghosttrack.activations.store import Header, to_block
@@ -88,6 +89,7 @@ def extract_examples(
     scales: Sequence[int] | None = None,
     pmi_baseline: PmiBaseline | None = None,
     candidates: Candidates | None = None,
+    lookback: Lookback | None = None,
 ) -> ExampleTables:
     """Write the activations of all examples: one store per layer, and one of the token embedding.
 
@@ -105,6 +107,7 @@ def extract_examples(
         scales: of the stores of the embedding and of the layers, from `limits.scales`; None: 1.
         pmi_baseline: receives the answers after other prompts, which are read in the same passes.
         candidates: receives the states at the end of the examples' prompts.
+        lookback: receives the attention of the examples' answer tokens.
     Returns:
         Tables without text and id columns, which the caller adds.
     Raises:
@@ -147,12 +150,16 @@ def extract_examples(
             for (files, layer, name, d_model), scale in zip(headers, scales, strict=True)
         ]
         outputs = stack.enter_context(captured(modules, stop=False))
+        if lookback:
+            stack.enter_context(lookback.watching())
         for window, others in _windows(texts, len(encoded), batch):
             first, end = int(starts[window[0]]), int(starts[window[-1] + 1])
             blocks = [torch.empty(end - first, d_model) for *_, d_model in headers]
             for pack in reader.packs(texts, [*window, *others], batch):
-                final = reader.final(pack)
                 own = [index for index, number in enumerate(pack.numbers) if number < len(encoded)]
+                if lookback:
+                    lookback.expect(pack, own)
+                final = reader.final(pack)
                 if own:
                     rows, places = read_rows(encoded, pack, own, starts)
                     for block, output in zip(blocks, outputs[: len(stored)], strict=True):

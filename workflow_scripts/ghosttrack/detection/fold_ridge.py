@@ -4,9 +4,13 @@ The moments of every fold are summed once. A fit without some folds is then one 
 normal equations, so that 100,000 rows cost little more than one pass over them. The inner folds of
 an outer fold are the other outer folds: the fit without folds o and i gives the training score, in
 outer fold o, of the rows of fold i.
+
+Of very many columns, each fit gets those that correlate most with the labels of its own rows. All
+fits together use a limited number of columns, so that their products fit into memory.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +25,8 @@ Matrix = Any  # a dense array or a scipy.sparse.csr_array, (rows, columns)
 
 # Ridge strengths in units of the number of rows; the columns have variance 1.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# Columns of all fits together, where columns are chosen: their products take 34 MB per fold.
+WIDEST = 2048
 # Rows of a dense matrix that are converted to float64 at once: 8,192 x 2,048 x 8 bytes = 134 MB.
 _ROWS = 8192
 # Columns with a variance below this are constant.
@@ -52,6 +58,14 @@ class _Moments(NamedTuple):
     with_label: Floats
     label: float
 
+    def of(self, columns: Ints) -> "_Moments":
+        """The sums of some columns."""
+        return self._replace(
+            column=self.column[columns],
+            product=self.product[np.ix_(columns, columns)],
+            with_label=self.with_label[columns],
+        )
+
     def plus(self, other: "_Moments", sign: int = 1) -> "_Moments":
         return _Moments(
             self.rows + sign * other.rows,
@@ -77,16 +91,27 @@ class _Fits(NamedTuple):
 _Inputs = tuple[Matrix, list[_Moments], _Moments]
 
 
-def leave_out(x: Matrix, y: Ints, fold: Ints, strengths: Sequence[float] = STRENGTHS) -> FoldScores:
+def leave_out(
+    x: Matrix,
+    y: Ints,
+    fold: Ints,
+    strengths: Sequence[float] = STRENGTHS,
+    widest: int | None = None,
+) -> FoldScores:
     """Ridge regression on 0/1 labels with standardised columns; the strength is chosen inside.
 
     Args:
         x: (rows, columns), dense or sparse.
         y: (rows,) labels.
         fold: (rows,) outer folds, from 0.
+        widest: most columns of all fits together; None: all columns are used.
     """
+    chosen = None
+    if widest is not None and x.shape[1] > widest:
+        used, chosen = _choose_columns(x, y, fold, widest)
+        x = x[:, used]
     inputs: _Inputs = (x, *_sums(x, y, fold))
-    return _nested(lambda _: inputs, y, fold, strengths, keep=True)
+    return _nested(lambda _: inputs, y, fold, strengths, keep=True, chosen=chosen)
 
 
 def leave_out_by_fold(
@@ -115,8 +140,13 @@ def _nested(
     strengths: Sequence[float],
     *,
     keep: bool = False,
+    chosen: Mapping[tuple[int, ...], Ints] | None = None,
 ) -> FoldScores:
-    """`keep`: the inputs are the same in every outer fold, so the fits of a pair serve twice."""
+    """`keep`: the inputs are the same in every outer fold, so the fits of a pair serve twice.
+
+    chosen: columns of the fit without the given folds, ascending; None: all columns.
+    """
+    of = (chosen or {}).get
     pairs: dict[tuple[int, int], _Fits] = {}
     count = int(fold.max()) + 1
     rows = [np.flatnonzero(fold == number) for number in range(count)]
@@ -130,7 +160,9 @@ def _nested(
         for number in range(count):
             if number != outer:
                 pair = (min(outer, number), max(outer, number))
-                fits = pairs.pop(pair, None) or _fits(training.plus(parts[number], -1), strengths)
+                fits = pairs.pop(pair, None) or _fits(
+                    training.plus(parts[number], -1), strengths, of(pair)
+                )
                 if keep:
                     pairs[pair] = fits
                 inner[:, rows[number]] = fits.apply(x[rows[number]])
@@ -138,10 +170,67 @@ def _nested(
         found = [auroc(y[known], scores[known]) for scores in inner]
         best = int(np.nanargmax(found)) if np.isfinite(found).any() else len(strengths) - 1
         result.train[outer] = inner[best]
-        result.test[rows[outer]] = _fits(training, [strengths[best]]).apply(x[rows[outer]])[0]
+        last = _fits(training, [strengths[best]], of((outer,)))
+        result.test[rows[outer]] = last.apply(x[rows[outer]])[0]
         result.train[outer, rows[outer]] = result.test[rows[outer]]
         result.strength[outer], result.inner_auroc[outer] = strengths[best], found[best]
     return result
+
+
+def _choose_columns(
+    x: Matrix, y: Ints, fold: Ints, widest: int
+) -> tuple[Ints, dict[tuple[int, ...], Ints]]:
+    """The columns with the largest correlations with the label, by fit.
+
+    All fits have the same number of columns: the most with which they use `widest` or fewer
+    together.
+
+    Returns:
+        The columns that a fit uses, ascending; and for each fit, named by the folds that it leaves
+        out, its columns as indices in them.
+    """
+    count = int(fold.max()) + 1
+    # By fold: rows, labels, and (folds, columns) sums of columns, squares and products with labels.
+    sums = [
+        np.array(part, dtype=np.float64)
+        for part in zip(
+            *(_first_sums(x[fold == number], y[fold == number]) for number in range(count)),
+            strict=True,
+        )
+    ]
+    fits = [*((outer,) for outer in range(count)), *itertools.combinations(range(count), 2)]
+    ranks = {}
+    for without in fits:
+        kept = [number for number in range(count) if number not in without]
+        order = np.argsort(-_correlation(*(part[kept].sum(axis=0) for part in sums)), kind="stable")
+        ranks[without] = np.empty(len(order), dtype=np.int64)
+        ranks[without][order] = np.arange(len(order))
+    best = np.min(list(ranks.values()), axis=0)
+    size = int(np.sort(best)[widest])
+    used = np.flatnonzero(best < size)
+    return used, {without: np.flatnonzero(rank[used] < size) for without, rank in ranks.items()}
+
+
+def _first_sums(x: Matrix, y: Ints) -> tuple[float, float, Floats, Floats, Floats]:
+    labels = y.astype(np.float64)
+    squares = x.multiply(x) if sparse.issparse(x) else np.square(x, dtype=np.float64)
+
+    def flat(values: Any) -> Floats:
+        return np.asarray(values, dtype=np.float64).ravel()
+
+    column, square = (flat(each.sum(axis=0, dtype=np.float64)) for each in (x, squares))
+    return float(len(y)), float(labels.sum()), column, square, flat(x.T @ labels)
+
+
+def _correlation(
+    rows: float, label: float, column: Floats, square: Floats, with_label: Floats
+) -> Floats:
+    """Absolute correlations with the label up to a common factor, (columns,); constant ones 0."""
+    mean = column / rows
+    variance = square / rows - mean**2
+    covariance = with_label / rows - mean * label / rows
+    usable = variance > _CONSTANT
+    return np.where(usable, np.abs(covariance) / np.sqrt(np.where(usable, variance, 1.0)), 0.0)
 
 
 def _sums(x: Matrix, y: Ints, fold: Ints) -> tuple[list[_Moments], _Moments]:
@@ -173,8 +262,13 @@ def _moments(x: Matrix, y: Ints) -> _Moments:
     )
 
 
-def _fits(sums: _Moments, strengths: Sequence[float]) -> _Fits:
-    """A fit for every strength."""
+def _fits(sums: _Moments, strengths: Sequence[float], columns: Ints | None = None) -> _Fits:
+    """A fit for every strength, on `columns` (all with None); other columns get no weight."""
+    if columns is not None:
+        part = _fits(sums.of(columns), strengths)
+        every = np.zeros((len(sums.column), len(strengths)))
+        every[columns] = part.weights
+        return part._replace(weights=every)
     mean, rate = sums.column / sums.rows, sums.label / sums.rows
     covariance = sums.product / sums.rows - np.outer(mean, mean)
     variance = np.diag(covariance)

@@ -36,12 +36,14 @@ GENERATOR, POSITION, LENGTH, WORDS, COPY = (
 )
 LOGPROB, ENTROPY, SUPPORT = "token_logprob", "token_entropy", "token_support"
 OUTPUT, ALL_CONTROLS = "token_output", "token_controls"
+# Attention of every head to what precedes the answer: see `activations.lookback`.
+LOOKBACK = "token_lookback"
 TEXT_CONTROLS = (GENERATOR, POSITION, LENGTH, WORDS, COPY)
 # Controls that read neither the model nor the context: a score that is not above them is an
 # artefact.
 LEAKS = (GENERATOR, POSITION, LENGTH, WORDS)
 OUTPUT_CONTROLS = (LOGPROB, ENTROPY, SUPPORT, OUTPUT)
-CONTROLS = (*TEXT_CONTROLS, *OUTPUT_CONTROLS, ALL_CONTROLS)
+CONTROLS = (*TEXT_CONTROLS, *OUTPUT_CONTROLS, LOOKBACK, ALL_CONTROLS)
 # Scores on activations.
 RAW, SAE, DETECTOR = "token_raw_probe", "token_sae_probe", "token_detector"
 OURS = (DETECTOR, RAW, SAE)
@@ -61,7 +63,7 @@ class TokenInputs(NamedTuple):
     rows: row of each token in the stores, (tokens,); examples: index of its answer, (tokens,);
     fold: (tokens,); label: (tokens,); table: the tokens' rows of tokens.parquet; texts: the
     answers, with the columns of `Example`; without_context: log-probability without the context,
-    (tokens,), or None.
+    (tokens,), or None; lookback: lookback ratios, (tokens, heads), or None.
     """
 
     rows: Ints
@@ -71,6 +73,7 @@ class TokenInputs(NamedTuple):
     table: pd.DataFrame
     texts: pd.DataFrame
     without_context: Floats | None
+    lookback: NDArray[np.float16] | None = None
 
 
 class TokenScores(NamedTuple):
@@ -86,6 +89,7 @@ def read_inputs(
     tokens: pd.DataFrame,
     audited: pd.DataFrame,
     without_context: pd.DataFrame | None,
+    lookback: Callable[[int], NDArray[np.float16]] | None = None,
 ) -> TokenInputs:
     """Select the answer tokens of the audited answers, with their folds.
 
@@ -94,6 +98,7 @@ def read_inputs(
         tokens: tokens.parquet with the columns start, end and span.
         audited: controls.parquet of the leak audit.
         without_context: without_context.parquet, if the answers have contexts.
+        lookback: number of all answer tokens -> their lookback ratios.
     Raises:
         UserError: the tables are from different texts, or not all answer tokens are stored.
     """
@@ -141,7 +146,18 @@ def read_inputs(
         table,
         texts,
         None if logprob is None else logprob[rows],
+        _lookback(lookback, inside, rows),
     )
+
+
+def _lookback(
+    read: Callable[[int], NDArray[np.float16]] | None, inside: NDArray[np.bool_], rows: Ints
+) -> NDArray[np.float16] | None:
+    """Lookback ratios of `rows`; None if there are none, or no heads in them."""
+    if read is None:
+        return None
+    ratios = read(int(inside.sum()))
+    return ratios[(np.cumsum(inside) - 1)[rows]] if ratios.shape[1] else None
 
 
 def train(
@@ -156,13 +172,18 @@ def train(
     y, fold = inputs.label, inputs.fold
     progress = Progress("detectors of tokens", len(layers) + 1, "steps")
     tables = controls(inputs)
-    fits = {name: fold_ridge.leave_out(table, y, fold) for name, table in tables.items()}
+    fits = {
+        name: fold_ridge.leave_out(table, y, fold, widest=fold_ridge.WIDEST)
+        for name, table in tables.items()
+    }
     progress.advance(1)
     raw, sae = {}, {}
     for layer, read in layers.items():
         activations, features = read()
         raw[layer] = fold_ridge.leave_out(activations, y, fold)
-        sae[layer] = fold_ridge.leave_out(features, y, fold, SAE_STRENGTHS)
+        sae[layer] = fold_ridge.leave_out(
+            features, y, fold, SAE_STRENGTHS, widest=fold_ridge.WIDEST
+        )
         progress.advance(1)
     chosen: dict[str, list[int]] = {}
     for name, by_layer in ((RAW, raw), (SAE, sae)):
@@ -252,6 +273,8 @@ def controls(inputs: TokenInputs) -> dict[str, Floats | sparse.csr_array]:
         )[:, None]
     for name, values in statistics.items():
         found[name] = token_features.with_surroundings(values, examples)
+    if inputs.lookback is not None:
+        found[LOOKBACK] = token_features.with_means(inputs.lookback, examples)
     found[OUTPUT] = np.column_stack(
         [*(found[name] for name in statistics), token_features.with_surroundings(others, examples)]
     )

@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -171,6 +172,22 @@ def with_surroundings(values: Floats, examples: Ints) -> Floats:
     """
     around = np.column_stack([_averaged(column, examples) for column in values.T])
     return np.column_stack([values, np.sign(values) * values**2, around])
+
+
+def with_means(values: NDArray[Any], examples: Ints) -> NDArray[np.float32]:
+    """Columns, and their means over WINDOW tokens on each side, in float32.
+
+    Args:
+        values: (rows, columns).
+    Returns:
+        (rows, 2 columns).
+    """
+    count = values.shape[1]
+    found = np.empty((len(values), 2 * count), dtype=np.float32)
+    found[:, :count] = values
+    for column in range(count):
+        found[:, count + column] = _averaged(values[:, column].astype(np.float64), examples)
+    return found
 
 
 def _averaged(values: Floats, examples: Ints) -> Floats:

@@ -141,13 +141,11 @@ def tables(
 def _family(name: str) -> str:
     if name in names.TEXT_CONTROLS:
         return "text"
-    return (
-        "output"
-        if name in names.OUTPUT_CONTROLS
-        else "control"
-        if name in names.CONTROLS
-        else "ours"
-    )
+    if name in names.OUTPUT_CONTROLS:
+        return "output"
+    if name == names.LOOKBACK:
+        return "attention"
+    return "control" if name in names.CONTROLS else "ours"
 
 
 def _resample(groups: NDArray[Any], draws: int, dataset: str, seed: int) -> _Resamples:

@@ -1,5 +1,6 @@
 """Labelled texts or questions of the user, from a table whose columns the settings name."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from itertools import chain
@@ -31,6 +32,8 @@ from ghosttrack.settings import DatasetSettings
 log = logging.getLogger("ghosttrack")
 
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+# Characters of the name of a group, longer than most questions.
+_LONGEST_NAME = 100
 # Values that mean "no group", in lower case: empty, null, and how programs write null in csv.
 _NO_GROUP = frozenset(("", *(word.lower() for word in MISSING)))
 # Number of rows that a log line shows, and the number of characters of each.
@@ -227,7 +230,7 @@ def _word(value: Any) -> str:
 def _group(row: Row, number: int, settings: DatasetSettings, default: str) -> str:
     """The row's group; derived from `default` if there is no group column or it holds no value."""
     if settings.group_column is None or _lacks_group(row, settings.group_column):
-        return same_text(default)
+        return group_name(default)
     value = cell(row, settings.group_column)
     group = as_text(value)
     if group is None:
@@ -235,7 +238,19 @@ def _group(row: Row, number: int, settings: DatasetSettings, default: str) -> st
             f"row {number} of {settings.path}: column {settings.group_column!r} (group_column) "
             f"holds {shown(value)}; expected text or a number that names the group"
         )
-    return same_text(group)
+    return group_name(group)
+
+
+def group_name(text: str) -> str:
+    """Name of the group of all texts with the same `text`, up to case and space.
+
+    A long text, such as a document, is replaced by its beginning and a digest: tables repeat the
+    name in every row.
+    """
+    name = same_text(text)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:_LONGEST_NAME]} {hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def _context(row: Row, settings: DatasetSettings, number: int, name: str) -> str:

@@ -3,6 +3,7 @@
 The Snakefile imports this module: it must not import numpy, torch, zarr or pandas.
 """
 
+import csv
 import json
 import math
 from collections import Counter
@@ -30,6 +31,11 @@ _TEXT_BYTES, _COUNTED = 200, 64 * 2**20
 TOKENS_PER_STATEMENT, TOKENS_PER_TEXT = 2, 8
 # Answer tokens of a text with hallucinated spans: 149 in RAGTruth QA.
 TOKENS_PER_LONG_TEXT = 170
+# Tokens of the longest text with its context: 2,100 in the summaries of RAGTruth. Also ASSUMEd for
+# a file whose rows are not read here.
+LONGEST_WITH_CONTEXT = 3000
+# ASSUME: bytes per token of a long text.
+_TOKEN_BYTES = 3
 # Statements that factscore makes of a row: 27.
 FACTS_PER_BIOGRAPHY = 30
 # ASSUME: tokens that are read, relative to the tokens of the answer.
@@ -49,14 +55,45 @@ class Texts(NamedTuple):
 
     texts: int
     tokens: int  # of the texts, whose activations are stored
+    longest: int = 0  # tokens of the longest text with its context; 0 without contexts
+    marked: bool = False  # whether the answers have hallucinated spans
 
 
 def known_texts(settings: Settings, name: str, dataset: DatasetSettings, results: Path) -> Texts:
     """Size of a data set: as stored in `results`, else estimated. A text has a stored token."""
     count, stored = texts(settings, dataset), stored_rows(settings.model, name, results)
+    others = (_longest_text(settings, dataset), dataset.has_spans)
     if stored is None:
-        return Texts(count, max(count, estimated_rows(settings, dataset)))
-    return Texts(min(count, stored), stored)
+        return Texts(count, max(count, estimated_rows(settings, dataset)), *others)
+    return Texts(min(count, stored), stored, *others)
+
+
+def _longest_text(settings: Settings, dataset: DatasetSettings) -> int:
+    """Estimated tokens of the longest text with its context, at most what the model reads."""
+    if not dataset.has_contexts:
+        return 0
+    known = LONGEST_WITH_CONTEXT
+    if dataset.source == "file" and dataset.path:
+        known = _longest_row(Path(dataset.path).expanduser()) // _TOKEN_BYTES or known
+    limit = settings.dimensions.max_position_embeddings if settings.dimensions else None
+    return min(known, limit or known)
+
+
+@cache
+def _longest_row(path: Path) -> int:
+    """Bytes of the longest row of a local file; 0 if it is not read here."""
+    try:
+        if path.stat().st_size > _COUNTED:
+            return 0
+        if path.suffix == ".jsonl":
+            return max(map(len, path.read_bytes().splitlines()), default=0)
+        if path.suffix in (".csv", ".tsv"):
+            with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+                rows = csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ",")
+                return max((sum(len(cell.encode()) for cell in row) for row in rows), default=0)
+    except (OSError, csv.Error):
+        return 0
+    return 0
 
 
 def stored_rows(model: str, name: str, results: Path) -> int | None:

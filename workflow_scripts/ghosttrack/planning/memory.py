@@ -28,8 +28,15 @@ CUDA_BUILD = 200
 # The processes of Snakemake that a Slurm job runs beside its script, in MB: 484 on a test Slurm.
 SNAKEMAKE = 550
 _FP64, _FP32, _FP16 = 8, 4, 2
-# Detectors of tokens: buckets of words, scores, columns of all controls, bins of AUPRC.
-_WORD_BUCKETS, _TOKEN_SCORES, _TOKEN_COLUMNS, _TOKEN_BINS = 2048, 13, 180, 4000
+# Detectors of tokens: buckets of words, scores, columns of all controls, bins of AUPRC, and columns
+# that are used of very many.
+_WORD_BUCKETS, _TOKEN_SCORES, _TOKEN_COLUMNS, _TOKEN_BINS, _WIDEST = 2048, 14, 180, 4000, 2048
+# ASSUME: width of an attention head. Copies of the lookback ratios of all heads, in half precision.
+_HEAD_WIDTH, _LOOKBACK_COPIES = 64, 2
+# Tokens of contexts that are kept as KV caches, as in `activations.packed_texts`.
+_CACHED_TOKENS = 4096
+# Bytes of a token of a context in a table.
+_CONTEXT_TOKEN = 4
 # Bytes of a byte-pair tokenizer per token of the vocabulary.
 _TOKEN_BYTES = 1700
 # Weights as read, as converted and as written, and copies of a GGUF file.
@@ -90,8 +97,9 @@ _DRAWN = 2_000_000
 _STATEMENT_KINDS, _STATEMENT_POOLS, _STATEMENT_LAYERS = 18, 3, 3
 # Products of 384 principal components of 3 pools and of the polarity, for 40 kinds and facts.
 _STATEMENT_PRODUCTS = 4 * 40 * 384**2
-# Bytes of a shown track of the explorer as Python objects.
-_SHOWN = 400
+# Bytes of a shown track of the explorer as Python objects; tracks that it shows at most, unless
+# each token has no more than the least number.
+_SHOWN, _DRAWN_TRACKS, _LEAST_TRACKS = 400, 600_000, 4
 # Tokens of a packed sequence with gradients, and widths of the tensors that its graph keeps per block.
 _PASS_TOKENS, _GRAPH_WIDTHS = 1024, 24
 
@@ -136,13 +144,23 @@ class Run(NamedTuple):
         return Texts(
             max((one.texts for one in sizes), default=0),
             max((one.tokens for one in sizes), default=0),
+            max((one.longest for one in sizes), default=0),
+            any(one.marked for one in sizes),
         )
 
     @property
     def together(self) -> Texts:
         """Texts and stored tokens of all data sets."""
         sizes = self.datasets.values()
-        return Texts(sum(one.texts for one in sizes), sum(one.tokens for one in sizes))
+        return Texts(
+            sum(one.texts for one in sizes), sum(one.tokens for one in sizes), self.largest.longest
+        )
+
+    @property
+    def attention_heads(self) -> int:
+        """Heads of all blocks, estimated from the width."""
+        assert self.settings.dimensions is not None
+        return self.settings.dimensions.n_layers * max(1, self.d_model // _HEAD_WIDTH)
 
     @property
     def decoder(self) -> int:
@@ -220,7 +238,12 @@ def corpus(run: Run) -> int:
 
 def dataset(run: Run) -> int:
     """The texts of the largest data set."""
-    return TABLES + _mb(_TEXT * run.largest.texts)
+    return TABLES + _mb(_table(run.largest))
+
+
+def _table(texts: Texts) -> int:
+    """Bytes of texts with their contexts in a table."""
+    return texts.texts * (_TEXT + _CONTEXT_TOKEN * texts.longest)
 
 
 def extraction(run: Run, layers: Sequence[int] | None = None) -> int:
@@ -235,17 +258,35 @@ def extraction(run: Run, layers: Sequence[int] | None = None) -> int:
 
 
 def examples(run: Run) -> int:
-    """Weights, tokenizer, texts read together, logits, and a window of rows of every layer."""
+    """Weights, tokenizer, texts read together, logits, and a window of rows of every layer.
+
+    With contexts also their KV caches, with all heads, and with spans the lookback ratios.
+    """
+    longest = run.largest.longest
     window = min(_WINDOW_EXAMPLES, run.largest.tokens) * (run.layers + 1) * run.d_model
-    packed = _PACKED * run.d_model * _STREAMS
+    packed = max(_PACKED, longest) * run.d_model * _STREAMS
+    assert run.settings.dimensions is not None
+    cached = 2 * run.settings.dimensions.n_layers * run.d_model
+    cached *= (_CACHED_TOKENS + 2 * longest) * bool(longest)
     held = (
         _with_model(run)
         + (MODEL_TABLES - MODEL)
         + _mb(
-            _FP32 * (packed + 2 * window) + _head(run) + _tokenizer(run) + _TEXT * run.largest.texts
+            _FP32 * (packed + 2 * window)
+            + _parameter_bytes(run) * cached
+            + _head(run)
+            + _tokenizer(run)
+            + _table(run.largest)
+            + _LOOKBACK_COPIES * _lookback(run)
         )
     )
     return _or_loading(run, held)
+
+
+def _lookback(run: Run) -> int:
+    """Bytes of the lookback ratios of the answer tokens."""
+    marked = max((one.tokens for one in run.datasets.values() if one.marked), default=0)
+    return _FP16 * marked * run.attention_heads
 
 
 def statements(run: Run) -> int:
@@ -435,7 +476,7 @@ def audit(run: Run) -> int:
     """The texts, the products of all pairs of texts, and the token embeddings of the answers."""
     texts = run.largest.texts
     return LEARNING + _mb(
-        _pairs(texts) + _TEXT * texts + 2 * _FP32 * run.d_model * run.largest.tokens
+        _pairs(texts) + _table(run.largest) + 2 * _FP32 * run.d_model * run.largest.tokens
     )
 
 
@@ -460,7 +501,7 @@ def detectors(run: Run) -> int:
             + _encoded(run, run.largest.tokens)
             + 2 * run.decoder
             + _pairs(texts)
-            + _TEXT * texts
+            + _table(run.largest)
         )
     )
 
@@ -545,10 +586,16 @@ def _scores(run: Run) -> int:
 
 
 def token_detectors(run: Run) -> int:
-    """Activations of a layer twice, SAE features of its tokens, moments of every fold, scores."""
+    """Activations of a layer twice, SAE features of its tokens, moments of every fold, scores.
+
+    Also the lookback ratios with their means in single precision, and the columns used of them.
+    """
     tokens, settings = run.largest.tokens, run.settings
-    columns = max(run.d_sae, _WORD_BUCKETS, run.d_model)
-    features = 3 * (_FP64 + _FP32) * tokens * settings.sae.k
+    columns = max(min(run.d_sae, _WIDEST), _WORD_BUCKETS, run.d_model)
+    # With chosen columns, a second matrix.
+    features = (3 if run.d_sae <= _WIDEST else 4) * (_FP64 + _FP32) * tokens * settings.sae.k
+    heads = 2 * run.attention_heads
+    lookback = 2 * _lookback(run) + _FP32 * tokens * (heads + heads * (heads > _WIDEST))
     moments = (settings.detection.folds + _GRAM_COPIES) * _FP64 * columns**2
     scores = _FP64 * tokens * settings.detection.folds * (2 * run.layers + _TOKEN_SCORES)
     tables = _FP64 * tokens * _TOKEN_COLUMNS
@@ -558,6 +605,7 @@ def token_detectors(run: Run) -> int:
         + _mb(
             2 * _FP32 * tokens * run.d_model
             + features
+            + lookback
             + moments
             + scores
             + tables
@@ -610,13 +658,15 @@ def explorer(run: Run) -> int:
     """The tokenizer, the texts with their tracks, and the descriptions of the features."""
     shown = min(run.settings.report.explorer_texts, run.together.texts)
     share = shown / max(run.together.texts, 1)
-    tracks = run.together.tokens * share * run.settings.report.explorer_tracks * _SHOWN
+    tokens = run.together.tokens * share
+    most = run.settings.report.explorer_tracks
+    tracks = min(tokens * most, max(tokens * _LEAST_TRACKS, _DRAWN_TRACKS)) * _SHOWN
     return (
         TORCH_LEARNING
         - 40
         + _mb(
             _tokenizer(run)
-            + _TEXT * run.together.texts
+            + _table(run.together)
             + tracks
             + _scores(run)
             + run.layers * run.d_sae * _DESCRIBED

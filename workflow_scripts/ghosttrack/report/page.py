@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jinja2
@@ -11,7 +12,15 @@ import pandas as pd
 import yaml
 
 from ghosttrack import scores as registry
-from ghosttrack.report import external, link_summary, misled, pictures, sae_quality, verdicts
+from ghosttrack.report import (
+    external,
+    link_summary,
+    marked,
+    misled,
+    pictures,
+    sae_quality,
+    verdicts,
+)
 from ghosttrack.report.lanes import Axis, Point, position
 from ghosttrack.report.numbers import MINUS, NONE, percent, score, signed
 from ghosttrack.report.verdicts import Conclusions
@@ -106,6 +115,7 @@ class ReportInputs(NamedTuple):
     version: str
     code: str
     tokens: Sequence[tuple[pd.DataFrame, pd.DataFrame]] = ()  # token_metrics.csv, token_claims.csv
+    marked_answers: Mapping[str, Sequence[marked.Answer]] = MappingProxyType({})  # by data set
 
 
 def render(inputs: ReportInputs) -> str:
@@ -141,7 +151,7 @@ def render(inputs: ReportInputs) -> str:
         verdicts=_verdicts(inputs.kinds),
         judged=external.judged(inputs.metrics, inputs.ledger),
         outside=external.OUTSIDE,
-        token_results=_token_results(inputs.tokens),
+        token_results=_token_results(inputs.tokens, inputs.marked_answers),
         all_scores=[_all_scores(inputs.metrics, dataset) for dataset in inputs.datasets],
         detector=registry.get(registry.DETECTOR).meaning,
         provenance=_provenance(inputs),
@@ -182,6 +192,7 @@ TOKEN_SCORES = {
     "token_entropy": "entropy of the prediction",
     "token_support": "gain of log-probability by the context",
     "token_output": "all output features",
+    "token_lookback": "attention of each head to what precedes the answer",
     "token_controls": "the scores of all controls",
     "token_raw_probe": "raw activations of one layer",
     "token_sae_probe": "SAE features of one layer",
@@ -189,8 +200,11 @@ TOKEN_SCORES = {
 }
 
 
-def _token_results(results: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> list[dict[str, Any]]:
-    """Measures and claims of every data set with hallucinated spans."""
+def _token_results(
+    results: Sequence[tuple[pd.DataFrame, pd.DataFrame]],
+    answers: Mapping[str, Sequence[marked.Answer]],
+) -> list[dict[str, Any]]:
+    """Measures, claims and some answers of every data set with hallucinated spans."""
     found = []
     for metrics, claims in results:
         for dataset, part in metrics.groupby("dataset", sort=False):
@@ -203,6 +217,7 @@ def _token_results(results: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> list
                 {
                     "dataset": dataset,
                     "rows": rows,
+                    "answers": answers.get(str(dataset), ()),
                     "claims": claims[claims["dataset"] == dataset]
                     .fillna({"reason": ""})
                     .to_dict("records"),

@@ -1,5 +1,6 @@
 """The content of the explorer: index of texts, blocks of texts, features by layer."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,12 +13,14 @@ from ghosttrack.errors import UserError
 from ghosttrack.report import misled
 from ghosttrack.report.explorer import candidates as explorer_candidates
 from ghosttrack.report.explorer import choice, dictionary, texts
+from ghosttrack.report.explorer import spans as explorer_spans
 from ghosttrack.report.explorer import tracks as explorer_tracks
 from ghosttrack.settings import ReportSettings
 from ghosttrack.tracks.track_metrics import ReadableTracks
 
-# Texts per block; a block is about 50 kB and unpacks in a few milliseconds.
-BLOCK = 50
+# Texts and answer tokens per block; a block is about 50 kB and unpacks in a few milliseconds. A
+# longer answer has a block of its own.
+BLOCK, BLOCK_TOKENS = 50, 2000
 # Limit on detections, about 5 bytes each when packed. Many or long answers get fewer tracks per
 # token, but at least LEAST.
 DETECTIONS, LEAST = 1_500_000, 4
@@ -31,6 +34,7 @@ class DatasetTables(NamedTuple):
     """Tables of one data set: examples, their answer tokens and outputs, and the tracks.
 
     candidates: of the comparison of candidate answers; None if they are not compared.
+    spans: scores of tokens, from `marked.with_thresholds`; None without hallucinated spans.
     """
 
     examples: pd.DataFrame
@@ -38,6 +42,7 @@ class DatasetTables(NamedTuple):
     outputs: pd.DataFrame
     tracks: ReadableTracks
     candidates: explorer_candidates.Candidates | None = None
+    spans: pd.DataFrame | None = None
 
 
 class DetectorTables(NamedTuple):
@@ -60,6 +65,7 @@ class Content(NamedTuple):
     blocks: list[list[dict[str, Any]]]
     names: list[dict[str, Any]]
     layers: list[dict[str, Any]]
+    passages: list[list[str]]
 
 
 def assemble(
@@ -91,7 +97,9 @@ def assemble(
     rows = choice.choose(table, settings.explorer_texts)
     shown = table.iloc[rows].reset_index(drop=True)
     most = _tracks_per_token(shown, settings.explorer_tracks)
-    contents = [*_texts(shown, datasets, list(features), tokenizer, most, detector)]
+    passages = explorer_spans.Contexts()
+    contents = [*_texts(shown, datasets, list(features), tokenizer, most, detector, passages)]
+    starts = _block_starts(contents)
     drawn = _drawn(contents, list(features))
     contexts = dictionary.contexts_per_feature(sum(map(len, drawn.values())))
     named = {layer: _clusters_of(clusters, layer) for layer in features}
@@ -103,7 +111,10 @@ def assemble(
         "levels": explorer_tracks.LEVELS,
         "texts": len(shown),
         "of": len(table),
-        "block": BLOCK,
+        "blocks": starts,
+        "passages": explorer_spans.PASSAGES if passages.packed() else 0,
+        "spans": any("marks" in text for text in contents),
+        "token": any("token" in text for text in contents),
         "most": most,
         "picks": [[pick.row, pick.why] for pick in choice.picks(shown)],
         "probe": detector is not None,
@@ -115,7 +126,7 @@ def assemble(
     return Content(
         about,
         _index(shown, list(datasets)),
-        [contents[start : start + BLOCK] for start in range(0, len(contents), BLOCK)],
+        [contents[start:end] for start, end in itertools.pairwise([*starts, len(contents)])],
         [
             _names(features[layer], drawn[layer], layer, detector, named[layer])
             for layer in features
@@ -124,7 +135,20 @@ def assemble(
             dictionary.of_layer(features[layer], drawn[layer], contexts, named[layer])
             for layer in features
         ],
+        passages.packed(),
     )
+
+
+def _block_starts(contents: Sequence[Mapping[str, Any]]) -> list[int]:
+    """First text of each block."""
+    starts: list[int] = []
+    size = 0
+    for number, text in enumerate(contents):
+        size += len(text["pieces"])
+        if not starts or number - starts[-1] == BLOCK or size > BLOCK_TOKENS:
+            starts.append(number)
+            size = len(text["pieces"])
+    return starts
 
 
 def _table(datasets: Mapping[str, DatasetTables], scores: pd.DataFrame) -> pd.DataFrame:
@@ -195,6 +219,7 @@ def _texts(
     tokenizer: Any,
     most: int,
     detector: DetectorTables | None,
+    passages: explorer_spans.Contexts,
 ) -> Iterator[dict[str, Any]]:
     """Every shown text in order: its pieces, its answer tokens with their scores, their tracks."""
     for name, part in shown.groupby("dataset", sort=False):
@@ -206,6 +231,7 @@ def _texts(
             for row in range(start, start + count)
         ]
         tracks = explorer_tracks.of_rows(tables.tracks, rows, most)
+        marked = None if tables.spans is None else tables.spans.set_index("row")
         compared = explorer_candidates.of_texts(part, tables.candidates, layers)
         offsets = texts.offsets_of_examples(part, tokenizer)
         columns = {
@@ -218,6 +244,8 @@ def _texts(
             parts = texts.part(
                 str(row.text), [token_offsets[position - 1] for position in positions]
             )
+            # Other data sets may have these columns, and this one NaN in them.
+            passage = passages.place(row.context if "context" in tables.examples else "")
             tokens = [tracks[number] for number in range(here.start, here.stop)]
             yield {
                 "before": parts.before,
@@ -232,7 +260,24 @@ def _texts(
                 "tracks": [[list(track) for track in token.shown] for token in tokens],
                 "total": [token.total for token in tokens],
                 **({"candidates": compared[row.id]} if row.id in compared else {}),
+                **({"passage": passage} if passage >= 0 else {}),
+                **(
+                    _spans(row, len(parts.before), parts.pieces, marked)
+                    if "spans" in tables.examples
+                    else {}
+                ),
             }
+
+
+def _spans(
+    row: Any, begin: int, pieces: Sequence[str], scores: pd.DataFrame | None
+) -> dict[str, Any]:
+    """Marks of an answer with hallucinated spans, and its scores of tokens."""
+    own = None
+    if scores is not None:
+        own = scores.reindex(range(int(row.row_start), int(row.row_start + row.row_count)))
+        own = own if own["label"].notna().all() else None
+    return explorer_spans.of_text(row, begin, pieces, own)
 
 
 def _probe(

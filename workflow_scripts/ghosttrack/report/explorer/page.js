@@ -27,11 +27,14 @@
     }
     return unpacked.get(name);
   }
-  const textOf = async (number) => (await part(`block-${Math.floor(number / about.block)}`))[number % about.block];
+  async function textOf(number) {
+    const block = about.blocks.findLastIndex((first) => first <= number);
+    return (await part(`block-${block}`))[number - about.blocks[block]];
+  }
 
   let about, index, names; // names: by layer, features with names, clusters and weights
   let places; // by layer: feature -> its index in `names` and in the layer's dictionary
-  const state = { missing: "", shown: [], current: -1, token: 0, track: null, colour: "surprise", tint: "track", axis: "layers", race: "layers", many: 16, paired: false };
+  const state = { missing: "", shown: [], current: -1, token: 0, track: null, colour: "surprise", tint: "track", axis: "layers", race: "layers", many: 16, paired: false, context: false };
 
   // ---- numbers
   const MINUS = "\u2212";
@@ -174,7 +177,7 @@
 
   function controls(number, several) {
     const counterpart = index.counterpart[number];
-    const colours = [["surprise", "surprise"], ...(about.probe ? [["probe", "probes"]] : [])];
+    const colours = [["surprise", "surprise"], ...(about.probe ? [["probe", "probes"]] : []), ...(about.token ? [["token", "token detector"]] : [])];
     const tints = [["track", "track"], ...(about.clusters ? [["cluster", "cluster"]] : []), ...(about.probe ? [["contribution", "contribution"]] : [])];
     const counts = [8, 16, 24, 40].filter((count) => count < about.most).concat(about.most);
     return make(
@@ -188,16 +191,53 @@
   }
 
   // Values at which the colour of a token saturates.
-  const FULL = { surprise: 12, probe: 3 };
+  const FULL = { surprise: 12, probe: 3, token: 1 };
   function tone(kind, value) {
     if (value === null) return "transparent";
     const share = Math.round(62 * Math.min(1, Math.abs(value) / FULL[kind]));
     return `color-mix(in srgb, var(${value < 0 ? "--cool" : "--hot"}) ${share}%, transparent)`;
   }
   function ramp(kind) {
-    const ends = kind === "surprise" ? ["0", "12 nats"] : ["true", "hallucinated"];
-    const stops = kind === "surprise" ? `transparent, ${tone(kind, 12)}` : `${tone(kind, -3)}, transparent, ${tone(kind, 3)}`;
+    const ends = { surprise: ["0", "12 nats"], probe: ["true", "hallucinated"], token: ["below its threshold", "above"] }[kind];
+    const stops = kind === "surprise" ? `transparent, ${tone(kind, 12)}` : `${tone(kind, -FULL[kind])}, transparent, ${tone(kind, FULL[kind])}`;
     return make("span", { class: "ramp", "aria-hidden": "true" }, ends[0], make("i", { style: `background: linear-gradient(90deg, ${stops})` }), ends[1]);
+  }
+
+  // ---- contexts, hallucinated spans and scores of tokens
+  // Whether the token detector calls a token hallucinated; null without a score.
+  const calls = (text, place) => (text.token ? text.limit !== null && text.token[place] >= text.limit : null);
+  const heat = (text, place) => (!text.token || text.limit === null ? null : (text.token[place] - text.limit) / Math.max(Math.abs(text.limit), 0.05));
+
+  function contextOf(text) {
+    if (text.passage === undefined) return null;
+    const body = make("p", { dir: "auto" }, "Unpacking\u2026");
+    const fold = make("details", { class: "context", open: state.context }, make("summary", { "data-keep": "context" }, "Context: what the model reads before the text"), body);
+    const show = async () => {
+      const passages = await part(`passages-${Math.floor(text.passage / about.passages)}`);
+      body.textContent = passages[text.passage % about.passages];
+    };
+    fold.addEventListener("toggle", () => { state.context = fold.open; if (fold.open) show(); });
+    return fold;
+  }
+
+  function verdictOf(text) {
+    if (!text.hallucinated) return null;
+    const places = text.hallucinated.map((_, place) => place), marked = places.filter((place) => text.hallucinated[place]);
+    const called = places.filter((place) => calls(text, place)), both = called.filter((place) => text.hallucinated[place]);
+    const said = text.token ? ` The token detector calls ${called.length} hallucinated, ${both.length} of them rightly.` : "";
+    return make("p", { class: "facts tokens-verdict" }, `Hallucinated tokens (underlined): ${marked.length} of ${places.length}.${said}`);
+  }
+
+  // The characters of a token, with those in hallucinated spans underlined.
+  function underlined(text, piece, place) {
+    const nodes = [];
+    let at = 0;
+    for (const [, start, end, probability] of (text.marks || []).filter(([of]) => of === place)) {
+      if (start > at) nodes.push(piece.slice(at, start));
+      nodes.push(make("u", { class: probability >= 0.5 ? "span" : "soft" }, piece.slice(start, end)));
+      at = end;
+    }
+    return [...nodes, piece.slice(at)];
   }
 
   function panel(number, text) {
@@ -209,6 +249,8 @@
       ["surprise", `${fixed(text.surprise[token], 2)} nats`], ["entropy", `${fixed(text.entropy[token], 2)} nats`],
       ["rank", text.rank[token] === 0 ? "1, the most likely token" : (text.rank[token] + 1).toLocaleString("en")],
       ...(text.probe ? [["probes", text.probe[token] === null ? "\u2013" : signed(text.probe[token], 2)]] : []),
+      ...(text.token ? [["token detector", `${fixed(text.token[token], 3)} (threshold ${fixed(text.limit, 3)}): ${LABELS[Number(calls(text, token))]}`]] : []),
+      ...(text.hallucinated ? [["label of the token", LABELS[text.hallucinated[token]]]] : []),
       ["score", fixed(index.score[number], 2)],
       ["output score", fixed(index.output[number], 2)],
     ];
@@ -216,7 +258,9 @@
       "section", { class: "panel", "data-text": number, "aria-label": own ? "Text" : "Counterpart" },
       state.paired ? make("p", { class: "facts whose" }, own ? "This text: " : "Counterpart: ", make("b", {}, LABELS[index.label[number]]),
         own ? null : make("button", { type: "button", "data-keep": "open-counterpart", onclick: () => open(number, state.token) }, "open")) : null,
+      contextOf(text),
       passage,
+      verdictOf(text),
       text.gold.length && index.label[number] ? make("p", { class: "facts" }, `Accepted answers: ${text.gold.slice(0, 6).join(", ")}`) : null,
       make("div", { class: "figures" }, ...facts.map(([name, value]) => make("div", {}, `${name} `, make("b", {}, value)))),
       text.candidates ? race(number, text.candidates) : null,
@@ -226,8 +270,12 @@
   }
 
   function tokenOf(number, text, piece, place, chosen) {
-    const value = state.colour === "probe" ? text.probe && text.probe[place] : text.surprise[place];
-    const said = state.colour === "probe" ? `probes ${value === null ? "none" : signed(value, 2)}` : `surprise ${fixed(value, 2)} nats`;
+    const value = { probe: () => text.probe && text.probe[place], token: () => heat(text, place), surprise: () => text.surprise[place] }[state.colour]();
+    const shown = {
+      probe: () => `probes ${value === null ? "none" : signed(value, 2)}`, surprise: () => `surprise ${fixed(value, 2)} nats`,
+      token: () => (text.token ? `token detector ${fixed(text.token[place], 3)}` : "no token score"),
+    }[state.colour]();
+    const said = shown + (text.hallucinated && text.hallucinated[place] ? ", hallucinated" : "");
     return make("span", {
       class: piece === "" ? "token part" : "token", role: "button", tabindex: chosen ? 0 : -1, "aria-pressed": String(chosen),
       "aria-label": `${piece || "part of the previous character"}: ${said}`, title: said, "data-place": place, "data-keep": `${number} ${place}`,
@@ -237,7 +285,7 @@
         if (step) { event.preventDefault(); event.currentTarget.parentNode.querySelector(`[data-place="${place + step}"]`)?.focus(); }
         if (event.key === "Enter" || event.key === " ") { event.preventDefault(); chooseToken(number, place); }
       },
-    }, piece);
+    }, ...underlined(text, piece, place));
   }
 
   function chooseToken(number, place) {

@@ -40,6 +40,7 @@ def render(content: Content, version: str) -> str:
     }
     parts |= {f"block-{number}": block for number, block in enumerate(content.blocks)}
     parts |= {f"layer-{number}": layer for number, layer in enumerate(content.layers)}
+    parts |= {f"passages-{number}": part for number, part in enumerate(content.passages)}
     return environment.get_template("page.html").render(
         about=content.about,
         version=version,
