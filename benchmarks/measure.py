@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -109,9 +110,8 @@ def _cell(value: Any) -> Any:
 @cache
 def _origin() -> tuple[str, ...]:
     """Values of the columns `ORIGIN`, which are the same for the whole process."""
-    command = " ".join(
-        ["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_relative, sys.argv[1:])]
-    )
+    words = [f"benchmarks/{Path(sys.argv[0]).name}", *map(_relative, sys.argv[1:])]
+    command = shlex.join(["python", *words])
     return machine(), versions(), _code(), datetime.now(UTC).date().isoformat(), command
 
 

@@ -83,7 +83,11 @@ PARTS = (
         "sae_step",
         "One SAE training step against plain autograd, SAELens, sparsify and dictionary_learning, "
         "and against the time of its matrix products.",
-        ("sae_step.py", "--batch", "256", "4096", "--rounds", "3"),
+        (
+            "sae_step.py",
+            *("--batch", "256", "4096", "--rounds", "3", "--only"),
+            *("ours batchtopk", "SAELens", "sparsify", "dictionary_learning"),
+        ),
         ("sae_step",),
         5,
         ("peers",),

@@ -162,6 +162,11 @@ def load_files(weights_path: Path, cfg_path: Path) -> Sae:
                 f"{shown}. The two files do not belong together: delete the folder and train this "
                 "layer again"
             )
+        if not tensors[name].is_floating_point():
+            raise UserError(
+                f"{weights_path}: {name} holds {tensors[name].dtype}, expected floating-point "
+                "numbers: delete the folder and train this layer again"
+            )
     weights = {name: tensors[name].to(torch.float32).contiguous() for name in shapes}
     for name, tensor in weights.items():
         if not bool(torch.isfinite(tensor).all()):
