@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_stores import HEADER, WIDTH, flip, make_rows, open_one, overwrite, write, zero
 
 from ghosttrack.activations import shards
-from ghosttrack.activations.reader import ActivationStore, require_same_rows
+from ghosttrack.activations.reader import ActivationStore, finite, require_same_rows
 from ghosttrack.activations.store import Header
 from ghosttrack.errors import UserError
 
@@ -141,3 +142,11 @@ def test_a_shard_file_too_short_for_an_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shard").write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match="too short"):
         shards.MappedShard(tmp_path / "shard", 4096, WIDTH, 16)
+
+
+def test_every_float16_that_is_not_finite_is_recognised() -> None:
+    values = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    among = np.array([0x8000, 0, 0x0000, 0xFBFF, 0x7BFF], dtype=np.uint16).view(np.float16)
+    for value, expected in zip(values, np.isfinite(values), strict=True):
+        among[1] = value
+        assert finite(among) == expected, hex(int(value.view(np.uint16)))

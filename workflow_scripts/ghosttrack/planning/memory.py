@@ -345,11 +345,9 @@ def pretrained(run: Run) -> int:
 
 
 def answers(run: Run) -> int:
-    """The SAEs and the activations of all texts in all layers, and a block of rows."""
+    """The SAE and the activations of all texts of a layer and of the one before, and a block of rows."""
     stored = _FP16 * run.together.tokens * run.d_model
-    return TORCH_ANSWERS + _mb(
-        run.layers * (2 * run.decoder + stored) + _encoded(run, run.largest.tokens)
-    )
+    return TORCH_ANSWERS + _mb(2 * (2 * run.decoder + stored) + _encoded(run, run.largest.tokens))
 
 
 def dictionary(run: Run) -> int:
