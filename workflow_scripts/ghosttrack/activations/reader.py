@@ -365,10 +365,16 @@ def _load(store: Path, manifest: Path) -> _Part:
 
 def _require_attributes(part: _Part) -> None:
     """Check that the store's own attributes are those of its manifest."""
-    group = files.read_json(part.store / "zarr.json")
+    path = part.store / "zarr.json"
+    entry = part.content["files"].get("zarr.json")
+    if entry is not None and path.is_file() and files.sha256_file(path) != entry["sha256"]:
+        _refuse(part, path, "its SHA-256 is not the one in the manifest")
+    if not path.is_file():
+        _refuse(part, path, "the file is missing")
+    group = files.read_json(path)
     attributes = group.get("attributes") if isinstance(group, dict) else None
     if not isinstance(attributes, dict):
-        _refuse(part, part.store / "zarr.json", "it has no attributes")
+        _refuse(part, path, "it has no attributes")
     defaults = Header._field_defaults
     for key in (*LAYER_KEYS, "rows", "row_start"):
         stored, stated = (about.get(key, defaults.get(key)) for about in (attributes, part.content))
