@@ -216,6 +216,8 @@ def _check_cfg(cfg: Any, path: Path) -> tuple[int, int, bool, int | None]:
                 f"{path}: {key} is {cfg.get(key)!r}, only {' and '.join(map(repr, readable))} can "
                 "be read"
             )
+    if not isinstance(cfg.get("metadata") or {}, dict):
+        raise UserError(f"{path}: metadata is {cfg['metadata']!r}, expected a JSON object")
     numbers = ["d_in", "d_sae", *(["k"] if cfg["architecture"] == "topk" else [])]
     for key in numbers:
         if not isinstance(cfg.get(key), int) or cfg[key] < 1:
