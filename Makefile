@@ -11,7 +11,7 @@ export PYTHONPATH := workflow_scripts
 # Some images set it; every job would then compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run dry-run status orphans score calibrate serve compare judge check-gpu test check docs site architectures env clean
+.PHONY: run dry-run status orphans score calibrate serve compare judge check-gpu test fuzz mutants benchmarks check docs site architectures env clean
 
 run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
 	$(BIN)/python -m ghosttrack.cli.launch --resources gpu=$(GPUS) mem_mb=$(MEM) --profile profiles/local $(ARGS)
@@ -47,6 +47,15 @@ check-gpu: $(READY) ## compare the GPU with the CPU and measure its speed (about
 test: $(READY) ## all tests except the slow ones, which make test ARGS="-m slow" runs; a test whose software is missing (Slurm, a browser) is skipped with the reason
 	$(BIN)/python -m pytest $(ARGS)
 
+fuzz: $(READY) ## the tests on random and damaged inputs with 10,000 examples each (in make test: 200)
+	$(BIN)/python benchmarks/run_all.py fuzz
+
+mutants: $(READY) ## change the code in 60 places, one at a time, and list the changes that no unit test notices (about 20 CPU-minutes)
+	$(BIN)/python benchmarks/run_all.py mutants
+
+benchmarks: $(READY) ## measure every part beside other projects, into benchmarks/results/ and docs/reference/benchmarks.md: make benchmarks ARGS="--minutes 3" or ARGS="--list"
+	$(BIN)/python benchmarks/run_all.py $(ARGS)
+
 check: $(READY) ## lint, format, types, imports between subpackages, Snakemake's lint, generated documentation, site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,10 +64,14 @@ check: $(READY) ## lint, format, types, imports between subpackages, Snakemake's
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/snakemake --lint
 	$(BIN)/python -m ghosttrack.cli.manual --check
+	$(BIN)/python benchmarks/page.py --check
+	$(BIN)/python benchmarks/promises.py --check
 	$(MAKE) --no-print-directory site
 
 docs: $(READY) ## write the generated parts of the documentation
 	$(BIN)/python -m ghosttrack.cli.manual
+	$(BIN)/python benchmarks/page.py
+	$(BIN)/python benchmarks/promises.py
 
 site: $(READY) ## build the documentation as a site in a temporary folder; a warning is an error
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir "$$folder"

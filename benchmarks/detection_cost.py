@@ -2,7 +2,7 @@
 
     PYTHONPATH=workflow_scripts python benchmarks/detection_cost.py phase results/smollm2-135m
     PYTHONPATH=workflow_scripts python benchmarks/detection_cost.py growth results/smollm2-135m \\
-        --csv cost.csv --figure cost.png
+        --figure cost.png
 
 `phase` sums the benchmark tables of the run. Its jobs have one thread each, so their wall time is
 an upper bound of their CPU time, however busy the machine is. `growth` repeats the texts of a data
@@ -58,7 +58,9 @@ def phase(given: argparse.Namespace) -> None:
             max(row[3] for row in rows),
         ]
     )
-    show(f"detection phase of {given.results.name}", ["rule", "jobs", "s", "longest"], rows)
+    show(
+        f"detection phase of {given.results.name}", ["rule", "jobs", "s", "longest"], rows, "phase"
+    )
 
 
 def read(run: Path, dataset: str) -> tuple[detectors.DetectorInputs, pd.DataFrame]:
@@ -147,7 +149,7 @@ def growth(given: argparse.Namespace) -> None:
             spent[name] = time.process_time() - before
         rows.append([size, *spent.values(), sum(spent.values())])
         columns = ["texts", *spent, "all"]
-        show(f"{given.dataset}: CPU seconds of one fold", columns, rows)
+        show(f"{given.dataset}: CPU seconds of one fold", columns, rows, "growth")
     table = pd.DataFrame(rows, columns=columns)
     large = table[table["texts"] >= FITTED]
     n = large["texts"].to_numpy(dtype=float)
@@ -155,9 +157,12 @@ def growth(given: argparse.Namespace) -> None:
         [name, _slope(n, large[name]), _slope(n, large[name].to_numpy() / (n * np.log(n)))]
         for name in columns[1:]
     ]
-    show(f"exponents from {FITTED} texts on", ["part", "of n", "beyond n log n"], exponents)
-    if given.csv:
-        table.to_csv(given.csv, index=False)
+    show(
+        f"exponents from {FITTED} texts on",
+        ["part", "of n", "beyond n log n"],
+        exponents,
+        "exponents",
+    )
     if given.figure:
         draw(table, given.figure)
 
@@ -199,7 +204,6 @@ def main() -> None:
             part.add_argument("--dataset", default="us_cities")
             part.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="multiples of 4")
             part.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-            part.add_argument("--csv", type=Path, help="also write the table to this file")
             part.add_argument("--figure", type=Path, help="write the figure to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)

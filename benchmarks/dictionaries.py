@@ -16,7 +16,6 @@ CPU             seconds of training all layers, and of all comparisons of layers
 """
 
 import argparse
-import csv
 import itertools
 import shutil
 from collections.abc import Sequence
@@ -314,7 +313,6 @@ def main() -> None:
         required=True,
         help="directory of the trained SAEs; SAEs in it are not trained again",
     )
-    parser.add_argument("--csv", type=Path, help="also write the table to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
     (settings,) = load({"model": given.results.name}, Path(__file__).parents[1] / "config").values()
@@ -405,9 +403,6 @@ def main() -> None:
                 ]
             )
     show(f"{given.results.name}, layers {numbers}, {len(codes[0])} answer tokens", COLUMNS, rows)
-    if given.csv:
-        with given.csv.open("w", newline="") as stream:
-            csv.writer(stream).writerows([COLUMNS, *rows])
 
 
 @torch.inference_mode()

@@ -157,6 +157,7 @@ def main() -> None:
             f"the same {few.size:,} tokens under a disk budget",
             ["layers", "CPU s", "of all at once", "planned"],
             rows,
+            "waves",
         )
 
 

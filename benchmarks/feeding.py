@@ -15,7 +15,6 @@ The process runs on one core.
 """
 
 import argparse
-import csv
 import os
 import tempfile
 import time
@@ -169,7 +168,7 @@ def device(storage: str, paths: tuple[Path, Path], given: argparse.Namespace) ->
 
 
 def main() -> None:
-    """Measure, print a table, and write it as csv."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -180,7 +179,6 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=5.4, help="ms of a step of the device")
     parser.add_argument("--storage", nargs="+", default=["int8s", "fp16"])
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
-    parser.add_argument("--csv", type=Path, default=Path("feeding.csv"))
     given = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
@@ -200,8 +198,6 @@ def main() -> None:
                 rows += arms[arm]()
     title = f"{given.rows:,} x {given.d_model} rows, batch {given.batch:,}, one core"
     show(title, COLUMNS, rows)
-    with given.csv.open("w", newline="") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *rows])
 
 
 if __name__ == "__main__":

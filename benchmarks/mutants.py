@@ -328,12 +328,10 @@ def main() -> None:
                 ]
             )
             sys.stderr.write("  ".join(rows[-1]) + "\n")
-    show("Mutants", ["file", "line", "mutation", "verdict"], rows)
     killed = sum(row[-1] != "survived" for row in rows)
     available = sum(map(len, made.values()))
-    sys.stdout.write(
-        f"\n{killed} of {len(rows)} killed; seed {chosen.seed}, {available} possible mutants\n"
-    )
+    title = f"{killed} of {len(rows)} killed; seed {chosen.seed}, {available} possible mutants"
+    show(title, ["file", "line", "mutation", "verdict"], rows)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ is seen once.
 """
 
 import argparse
-import csv
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from measure import show
 from torch import Tensor
 from torch.nn import functional
 
@@ -130,7 +129,7 @@ def measured(planted: PlantedDictionary, settings: SaeSettings, rows: int) -> di
 
 
 def main() -> None:
-    """Train once per noise level, and print a line for each."""
+    """Train once per noise level, and print a table that grows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -159,15 +158,12 @@ def main() -> None:
         epochs=1,
         learning_rate=given.learning_rate,
     )
-    writer = None
+    lines = []
     for noise in given.noise:
         planted = PlantedDictionary(functional.normalize(directions, dim=1), given.active, noise)
-        line = measured(planted, settings, given.rows)
-        if writer is None:
-            writer = csv.DictWriter(sys.stdout, line, lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(line)
-        sys.stdout.flush()
+        lines.append(measured(planted, settings, given.rows))
+        title = f"{given.architecture}: {given.features} directions, {given.rows:,} rows"
+        show(title, list(lines[0]), [list(line.values()) for line in lines])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ only decoders and codes.
 """
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=500)
     parser.add_argument("--active", type=int, default=50)
     parser.add_argument("--replaced", type=float, default=0.1)
-    parser.add_argument("--csv", type=Path, help="also write the table to this file")
     given = parser.parse_args()
     base = (
         sae.load(given.sae).W_dec.numpy()
@@ -74,9 +72,6 @@ def main() -> None:
     show(
         f"{len(base)} planted features, {given.layers} layers, {given.tokens} tokens", COLUMNS, rows
     )
-    if given.csv:
-        with given.csv.open("w", newline="") as stream:
-            csv.writer(stream).writerows([COLUMNS, *rows])
 
 
 if __name__ == "__main__":

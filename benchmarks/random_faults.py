@@ -352,7 +352,7 @@ def main() -> None:
         ]
         rows += made
         shutil.rmtree(round_.folder)
-        show(f"round {number}", ["fault", "effect", "end of the run", "remedy"], made)
+        show(f"round {number}", ["fault", "effect", "end of the run", "remedy"], made, None)
     counted = Counter(row[0] for row in rows if not row[0].startswith("("))
     show(
         f"{sum(counted.values())} faults in {number} rounds: every round complete and identical, never two writers",

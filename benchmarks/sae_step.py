@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from measure import show
 from torch import Tensor
 
 from ghosttrack.inputs.linear_kernels import linear
@@ -279,8 +280,22 @@ def measure(steps: dict[str, Step], batches: list[Tensor], rounds: int) -> dict[
     return times
 
 
-def table(case: Case, times: dict[str, list[Timing]], missing: list[str]) -> str:
-    """The measurements as text."""
+COLUMNS = (
+    "",
+    "CPU ms",
+    "wall ms",
+    "tokens/s",
+    "x autograd",
+    "x SAELens",
+    "of limit",
+    "+ AuxK",
+    "best",
+    "oneDNN",
+)
+
+
+def table(case: Case, times: dict[str, list[Timing]], missing: list[str]) -> list[list[Any]]:
+    """A row of `COLUMNS` for each contestant, part of the limit and limit."""
     cpu = {name: np.array([each.cpu for each in found]) for name, found in times.items()}
     product, onednn, adam = (cpu[name] for name in FLOORS)
     passes, auxiliary = 1 + 4 * case.k / case.d_sae, 4 * len(case.dead) / case.d_sae
@@ -288,34 +303,26 @@ def table(case: Case, times: dict[str, list[Timing]], missing: list[str]) -> str
         "sparse limit": product * passes + adam,
         "sparse limit + AuxK": product * (passes + auxiliary) + adam,
     }
-    sparse, with_auxiliary = limits.values()
     best = product.min() * (passes + auxiliary) + adam.min()
     left = onednn * (passes + auxiliary) + adam
-    lines = [
-        f"d_model {case.d_model}, d_sae {case.d_sae}, k {case.k}, batch {case.batch}, {len(case.dead)} dead; "
-        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}",
-        f"{'':32}{'CPU ms':>9}{'wall ms':>9}{'tokens/s':>10}{'x autograd':>12}{'x SAELens':>11}{'of limit':>10}{'+ AuxK':>8}"
-        f"{'best':>7}{'oneDNN':>8}",
+
+    def relative(own: Any) -> list[float | None]:
+        others = [cpu.get("autograd batchtopk"), cpu.get("SAELens batchtopk"), *limits.values()]
+        ratios = [None if other is None else float(np.median(other / own)) for other in others]
+        rate = float(np.median(case.batch / own * 1e3))
+        return [rate, *ratios, float(best / own.min()), float(np.median(left / own))]
+
+    rows: list[list[Any]] = [
+        [
+            name,
+            float(np.median(cpu[name])),
+            float(np.median([each.wall for each in found])),
+            *([None] * 7 if name in FLOORS else relative(cpu[name])),
+        ]
+        for name, found in times.items()
     ]
-    for name, found in times.items():
-        line = (
-            f"{name:32}{np.median(cpu[name]):9.1f}{np.median([each.wall for each in found]):9.1f}"
-        )
-        if name not in FLOORS:
-            line += f"{np.median(case.batch / cpu[name] * 1e3):10,.0f}"
-            for other, width in (("autograd batchtopk", 12), ("SAELens batchtopk", 11)):
-                line += (
-                    f"{np.median(cpu[other] / cpu[name]):{width}.2f}"
-                    if other in cpu
-                    else " " * width
-                )
-            line += f"{np.median(sparse / cpu[name]):10.2f}{np.median(with_auxiliary / cpu[name]):8.2f}{best / cpu[name].min():7.2f}"
-            line += f"{np.median(left / cpu[name]):8.2f}"
-        lines.append(line)
-    lines += [f"{name:32}not installed" for name in missing]
-    return "\n".join(
-        [*lines, *(f"{name:32}{np.median(limit):9.1f}" for name, limit in limits.items())]
-    )
+    rows += [[f"{name}: not installed", *[None] * 9] for name in missing]
+    return rows + [[name, float(np.median(limit)), *[None] * 8] for name, limit in limits.items()]
 
 
 def main() -> None:
@@ -357,11 +364,12 @@ def main() -> None:
             if step and name.startswith((*given.only, "autograd"))
         }
         times = measure({**floors(case), **steps}, batches, given.rounds)
-        print(
-            table(case, times, [name for name, step in every.items() if not step]),
-            end="\n\n",
-            flush=True,
+        title = (
+            f"d_model {case.d_model}, d_sae {case.d_sae}, k {case.k}, batch {case.batch}, "
+            f"{len(case.dead)} dead; {threads} thread(s)"
         )
+        missing = [name for name, step in every.items() if not step]
+        show(title, COLUMNS, table(case, times, missing))
 
 
 if __name__ == "__main__":

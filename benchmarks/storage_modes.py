@@ -33,7 +33,11 @@ def stores(home: Path, layer: int) -> tuple[ActivationStore, ActivationStore]:
 
 def stored_as(store: ActivationStore, storage: Any, folder: Path) -> ActivationStore:
     """A copy of an fp16 store in another storage mode."""
-    about = {name: store.attributes[name] for name in Header._fields if name != "storage"}
+    about = {
+        name: store.attributes[name]
+        for name in Header._fields
+        if name != "storage" and name in store.attributes
+    }
     paths = folder / f"{storage}.zarr", folder / f"{storage}.json"
     with StoreWriter(
         *paths, Header(**about, storage=storage), rows=store.rows, d_model=store.d_model

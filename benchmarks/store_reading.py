@@ -137,6 +137,7 @@ def sampled(stores: dict[str, ActivationStore], given: argparse.Namespace) -> No
         f"the encoder's product alone {1000 * product.cpu:.0f} CPU ms)",
         ["sampler", "CPU ms per batch", "of the step", "of the product"],
         table,
+        "sampler",
     )
 
 

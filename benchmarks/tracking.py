@@ -12,7 +12,6 @@ and printed separately.
 """
 
 import argparse
-import csv
 import json
 import resource
 import subprocess
@@ -211,6 +210,7 @@ def speed(given: argparse.Namespace) -> None:
             "with encoding",
         ],
         rows,
+        "speed",
     )
 
 
@@ -230,10 +230,7 @@ def growth(given: argparse.Namespace) -> None:
         )
         rows.append([some, tokens, spent, 1e6 * spent / tokens / some])
     columns = ["layers", "tokens", "CPU s", "CPU us per token and layer"]
-    show(f"{given.results.name}: tracking and metrics", columns, rows)
-    if given.csv:
-        with given.csv.open("w", newline="") as stream:
-            csv.writer(stream).writerows([columns, *rows])
+    show(f"{given.results.name}: tracking and metrics", columns, rows, "growth")
     if given.figure:
         draw(rows, layers, texts, given.figure)
 
@@ -367,6 +364,7 @@ def memory(given: argparse.Namespace) -> None:
                     size / 1e9,
                 ]
             ],
+            "memory",
         )
 
 
@@ -393,7 +391,6 @@ def main() -> None:
         part.add_argument("--dataset", default="cities")
         part.add_argument("--texts", type=int, default=2048)
         if call is growth:
-            part.add_argument("--csv", type=Path, help="also write the table to this file")
             part.add_argument("--figure", type=Path, help="write the figure to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)

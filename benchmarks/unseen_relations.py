@@ -172,6 +172,7 @@ def main() -> None:
             f"{table}: {where.n} texts, {where.groups} groups",
             ["score", "AUROC", "low", "high"],
             rows,
+            "scores",
         )
     judged = ledger.judge(
         [*scope_results, *scoreboard.pools(scope_results, settings.confidence)], [], settings
@@ -187,7 +188,12 @@ def main() -> None:
         "verdict",
         "reason",
     ]
-    show("The default detector against its controls", columns, kept[columns].to_numpy().tolist())
+    show(
+        "The default detector against its controls",
+        columns,
+        kept[columns].to_numpy().tolist(),
+        "claims",
+    )
     found = transferred(given.run, given.keep, given.tables, layers, settings, given.seed)
     columns = [
         "dataset",
@@ -198,11 +204,17 @@ def main() -> None:
         "difference_low",
         "difference_high",
     ]
-    show("Trained on the run's strict sets alone", columns, found[columns].to_numpy().tolist())
+    show(
+        "Trained on the run's strict sets alone",
+        columns,
+        found[columns].to_numpy().tolist(),
+        "transfer",
+    )
     show(
         "Extraction of the tables",
         ["table", "CPU s", "s"],
         [[name, *spent] for name, spent in reading.items()],
+        "cost",
     )
 
 

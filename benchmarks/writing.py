@@ -172,10 +172,14 @@ def main() -> None:
             f"Writing ready blocks, d_model {given.d_model}, against a plain write with checksums",
             ("storage", "rows/s CPU", "rows/s wall", "plain/ours CPU", "plain/ours wall"),
             rows,
+            "stores",
         )
         encoding = least([cost(partial(int8s.encode, values)) for _ in range(5 * given.repeats)])
         show(
-            "The int8s encoder on the CPU, one thread", ("rows/s",), [(CHUNK_ROWS / encoding.cpu,)]
+            "The int8s encoder on the CPU, one thread",
+            ("rows/s",),
+            [(CHUNK_ROWS / encoding.cpu,)],
+            "encoder",
         )
         shares = [
             (storage, *busy_shares(folder, blocks[storage], storage, given)) for storage in STORAGES
@@ -185,6 +189,7 @@ def main() -> None:
             f"{given.layers} layers, {given.tokens:,} tokens",
             ("storage", "busy up to the last pass", "busy in the whole job"),
             shares,
+            "device",
         )
 
 

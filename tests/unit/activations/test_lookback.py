@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import small_models
 import torch
-from test_text_contexts import ANSWERS, PASSAGES, table, whole
+from small_contexts import ANSWERS, PASSAGES, table, whole
 
 from ghosttrack.activations import example_extraction, lookback
 from ghosttrack.activations.example_tokens import Encoded, encode
@@ -88,7 +88,7 @@ def test_the_pass_itself_and_later_passes_are_unchanged(encoded: list[Encoded]) 
 def test_a_model_with_attention_of_its_own_has_no_ratios(encoded: list[Encoded]) -> None:
     from transformers import BloomConfig, BloomForCausalLM
 
-    vocabulary = max(int(one.ids.max()) for one in encoded) + 1
+    vocabulary = max(max(whole(one)) for one in encoded) + 1
     model = BloomForCausalLM(
         BloomConfig(vocab_size=vocabulary, hidden_size=16, n_layer=2, n_head=2)
     ).eval()

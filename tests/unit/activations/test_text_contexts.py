@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import small_models
 import torch
+from small_contexts import ANSWERS, PASSAGES, table, whole
 
 from ghosttrack.activations import example_extraction, example_tokens, packed_texts, pmi_baseline
 from ghosttrack.activations.example_tokens import Encoded, encode
@@ -15,38 +16,15 @@ from ghosttrack.activations.extraction import ModelIdentity
 from ghosttrack.activations.packed_texts import PackedReader
 from ghosttrack.errors import UserError
 
-PASSAGES = ["Paris is a city of France. " * 2, "gold has the number 79. " * 2, ""]
-ANSWERS = ["Paris", "a city", "gold", "79 is gold", "Ada", "Ada Lovelace"]
-
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     return small_models.make_tokenizer()
 
 
-def table(passages: list[str], answers: list[str], rule: str = "") -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "id": [f"e{number}" for number in range(len(answers))],
-            "relation": "file",
-            "mode": "given",
-            "text": answers,
-            "answer": answers,
-            "answer_start": 0,
-            "answer_end": [len(answer) for answer in answers],
-            "context": passages,
-            "long_contexts": rule,
-        }
-    )
-
-
 @pytest.fixture
 def examples() -> pd.DataFrame:
     return table([passage for passage in PASSAGES for _ in range(2)], ANSWERS)
-
-
-def whole(one: Encoded) -> list[int]:
-    return [*one.prefix.tolist(), *one.ids.tolist()]
 
 
 def outputs(model: Any, encoded: list[Encoded], packed: int, cached: int) -> pd.DataFrame:

@@ -74,7 +74,7 @@ def test_the_strength_is_the_best_of_the_training_folds() -> None:
 
 def screened(x: Any, y: Any, fold: Any, widest: int) -> tuple[list[tuple[int, ...]], Any]:
     """The fits, and the columns of each, ranked one column at a time."""
-    fits = [(a,) for a in range(FOLDS)]
+    fits: list[tuple[int, ...]] = [(a,) for a in range(FOLDS)]
     fits += [(a, b) for a in range(FOLDS) for b in range(a + 1, FOLDS)]
     ranked = []
     for without in fits:

@@ -94,6 +94,19 @@ def test_every_shipped_file_is_attributed() -> None:
             assert path.name in readme, path
 
 
+def test_every_licence_of_the_shipped_data_is_in_the_same_file() -> None:
+    readme = (DATA / "README.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in readme.splitlines() if line.startswith("| `")]
+    named = {one.strip() for row in rows if len(row) == 4 for one in row[3].strip(" |").split(";")}
+    free = {"MIT", "public domain"}  # the project's own licence, and none
+    text = {"CC BY 4.0": "creativecommons.org/licenses/by/4.0", "WordNet 3.0 license, below": ""}
+    for licence in named - free:
+        heading = f"## {licence.removesuffix(', below')}"
+        assert heading in readme or text.get(licence, heading) in readme, licence
+    assert "Unicode License v3" in named
+    assert "PERMISSION NOTICE" in readme
+
+
 @pytest.mark.parametrize("table", list_tables())
 def test_tables_hold_clean_names_and_no_fact_twice(table: str) -> None:
     facts = load_table(table)

@@ -161,14 +161,16 @@ def _scores(
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     chosen = query[:, rows].float()  # (heads, rows, head_dim)
     seen = key[:, keys].float().repeat_interleave(len(query) // len(key), dim=0)
-    scores = chosen @ seen.transpose(1, 2) * scale
+    scores: torch.Tensor = chosen @ seen.transpose(1, 2) * scale
     if options.get("softcap") is not None:
         scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
     if options.get("position_bias") is not None:
         scores = scores + _part(options["position_bias"], rows, keys)
     if mask is not None:
         part = _part(mask, rows, keys)
-        scores = scores.masked_fill(~part, -math.inf) if part.dtype == torch.bool else scores + part
+        if part.dtype == torch.bool:
+            return scores.masked_fill(~part, -math.inf)
+        scores = scores + part
     return scores
 
 
@@ -194,7 +196,7 @@ def _ratio(scores: torch.Tensor, context: int, start: int) -> torch.Tensor:
 
 def _eager(module: Any) -> Callable[..., Any]:
     """The attention function of a model's own file, for models without a faster one."""
-    found: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    found: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
     return found
 
 

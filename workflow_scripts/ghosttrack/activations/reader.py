@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from ghosttrack.activations import int8s
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
@@ -26,6 +27,35 @@ LAYER_KEYS = (*Header._fields, "d_model", "total_rows")
 # The bits of a float16 that is infinite or NaN: from the first on as a signed integer if it is
 # positive, from the second on as an unsigned one if it is negative.
 _NOT_FINITE, _NOT_FINITE_NEGATIVE = 0x7C00, 0xFC00
+
+
+class _File(BaseModel):
+    """What a manifest says about one file of its store."""
+
+    model_config = ConfigDict(strict=True)
+    bytes: NonNegativeInt
+    sha256: str
+    chunk_crc32c: list[int] | None = None
+
+
+class _Manifest(BaseModel):
+    """Types of the keys of a manifest that readers use."""
+
+    model_config = ConfigDict(strict=True)
+    model: str
+    weights_sha256: str
+    layer: int | None
+    site: str
+    context: PositiveInt | None
+    tokens_sha256: str
+    storage: str
+    model_precision: str
+    d_model: PositiveInt
+    rows: PositiveInt
+    row_start: NonNegativeInt
+    total_rows: PositiveInt
+    files: dict[str, _File]
+    storage_error: dict[str, float] | None
 
 
 class _Part(NamedTuple):
@@ -322,7 +352,34 @@ def _load(store: Path, manifest: Path) -> _Part:
             f"{manifest}: its scale is {scale!r}, expected a power of two: "
             f"{remedy(store, manifest)}"
         )
+    try:
+        _Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{manifest}: {'.'.join(map(str, first['loc']))} is {first['input']!r}: {first['msg']}: "
+            f"{remedy(store, manifest)}"
+        ) from None
     return _Part(store, manifest, content)
+
+
+def _require_attributes(part: _Part) -> None:
+    """Check that the store's own attributes are those of its manifest."""
+    path = part.store / "zarr.json"
+    entry = part.content["files"].get("zarr.json")
+    if entry is not None and path.is_file() and files.sha256_file(path) != entry["sha256"]:
+        _refuse(part, path, "its SHA-256 is not the one in the manifest")
+    if not path.is_file():
+        _refuse(part, path, "the file is missing")
+    group = files.read_json(path)
+    attributes = group.get("attributes") if isinstance(group, dict) else None
+    if not isinstance(attributes, dict):
+        _refuse(part, path, "it has no attributes")
+    defaults = Header._field_defaults
+    for key in (*LAYER_KEYS, "rows", "row_start"):
+        stored, stated = (about.get(key, defaults.get(key)) for about in (attributes, part.content))
+        if stored != stated:
+            _refuse(part, part.manifest, f"its {key} is {stated!r}, the store says {stored!r}")
 
 
 def _require(part: _Part, expected: Mapping[str, Any], who: str) -> None:
@@ -358,6 +415,7 @@ def _require_cover(parts: Sequence[_Part]) -> None:
 
 
 def _require_files(part: _Part) -> None:
+    _require_attributes(part)
     shards = -(-part.rows // (CHUNK_ROWS * CHUNKS_PER_SHARD))
     site = part.content["site"]
     needed = [f"{site}/c/{number}/0" for number in range(shards)]
@@ -375,14 +433,17 @@ def _require_files(part: _Part) -> None:
             _refuse(part, part.manifest, f"it does not list {name}")
     for name, entry in part.content["files"].items():
         path = part.store / name
-        if not path.is_file():
+        try:
+            size = path.stat().st_size
+        except (OSError, ValueError):
             _refuse(part, path, "the file is missing")
-        if path.stat().st_size != entry["bytes"]:
-            _refuse(
-                part,
-                path,
-                f"it has {path.stat().st_size} bytes, its manifest says {entry['bytes']}",
-            )
+        if size != entry["bytes"]:
+            _refuse(part, path, f"it has {size} bytes, its manifest says {entry['bytes']}")
+        if name in needed:
+            first = needed.index(name) * CHUNKS_PER_SHARD
+            chunks = min(CHUNKS_PER_SHARD, -(-part.rows // CHUNK_ROWS) - first)
+            if len(entry.get("chunk_crc32c") or []) < chunks:
+                _refuse(part, part.manifest, f"it has no chunk_crc32c of {name}")
         # Shard files are large: their chunks are verified when they are read.
         if name not in needed and files.sha256_file(path) != entry["sha256"]:
             _refuse(part, path, "its SHA-256 is not the one in the manifest")

@@ -112,7 +112,7 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is missing: run the same command again to make it again, delete nothing else"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): delete it and run again") from None
 
 

@@ -162,6 +162,11 @@ def load_files(weights_path: Path, cfg_path: Path) -> Sae:
                 f"{shown}. The two files do not belong together: delete the folder and train this "
                 "layer again"
             )
+        if not tensors[name].is_floating_point():
+            raise UserError(
+                f"{weights_path}: {name} holds {tensors[name].dtype}, expected floating-point "
+                "numbers: delete the folder and train this layer again"
+            )
     weights = {name: tensors[name].to(torch.float32).contiguous() for name in shapes}
     for name, tensor in weights.items():
         if not bool(torch.isfinite(tensor).all()):
@@ -211,6 +216,8 @@ def _check_cfg(cfg: Any, path: Path) -> tuple[int, int, bool, int | None]:
                 f"{path}: {key} is {cfg.get(key)!r}, only {' and '.join(map(repr, readable))} can "
                 "be read"
             )
+    if not isinstance(cfg.get("metadata") or {}, dict):
+        raise UserError(f"{path}: metadata is {cfg['metadata']!r}, expected a JSON object")
     numbers = ["d_in", "d_sae", *(["k"] if cfg["architecture"] == "topk" else [])]
     for key in numbers:
         if not isinstance(cfg.get(key), int) or cfg[key] < 1:
