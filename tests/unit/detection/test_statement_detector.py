@@ -203,7 +203,7 @@ def scores_by_hand(columns: list[np.ndarray], train: Statements) -> statement_mo
     squared = np.einsum("rki,ij,rkj->rk", away, np.linalg.inv(covariance), away) / x.shape[1]
     return statement_model.Scores(
         np.column_stack(base),
-        centred @ weight + negated.mean() if len(set(negated)) == 2 else 3 * negated,
+        np.asarray(centred @ weight + negated.mean() if len(set(negated)) == 2 else 3 * negated),
         np.sqrt(squared.min(axis=1)),
         kinds[squared.argmin(axis=1)],
     )

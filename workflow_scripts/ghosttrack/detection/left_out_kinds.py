@@ -159,7 +159,7 @@ def _foreign(parts: Parts) -> Bools:
     others = parts.kind[:, None] != parts.kind
     foreign = others & (parts.facts[:, None] != parts.facts)
     others[~others.any(axis=1)] = True
-    return np.where(foreign.any(axis=1, keepdims=True), foreign, others)
+    return np.asarray(np.where(foreign.any(axis=1, keepdims=True), foreign, others))
 
 
 def evaluate(given: Statements, names: Sequence[str], facts: Sequence[str]) -> pd.DataFrame:

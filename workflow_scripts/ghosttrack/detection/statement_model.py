@@ -206,7 +206,8 @@ def parts(columns: Sequence[Floats], train: Statements) -> Parts:
             if base == 0:
                 with_polarity[number] = one.products
     return Parts(
-        *names.T,
+        names[:, 0],
+        names[:, 1],
         np.array([len(rows) for rows in held]),
         sums,
         scatter,
