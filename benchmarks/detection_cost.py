@@ -28,6 +28,7 @@ from ghosttrack import statistics
 from ghosttrack.detection import controls, detectors, splits
 from ghosttrack.detection import run as detection_run
 from ghosttrack.detection.representations import LayerBlocks, PromptAnswerPairs
+from ghosttrack.report import costs
 from ghosttrack.runtime import tables
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 
@@ -42,14 +43,11 @@ NOISE = 0.5
 
 def phase(given: argparse.Namespace) -> None:
     """Wall seconds of the single-threaded jobs of the detection phase."""
-    rows: list[list[Any]] = []
-    for rule in PHASE:
-        folder = given.results / "benchmarks" / rule
-        paths = sorted(folder.glob("*.tsv")) or [folder.with_suffix(".tsv")]
-        found = pd.concat(
-            [pd.read_csv(path, sep="\t") for path in paths if not path.name.endswith(".gpu.tsv")]
-        )
-        rows.append([rule, len(found), float(found["s"].sum()), float(found["s"].max())])
+    found = {cost.rule: cost for cost in costs.of_jobs(given.results / "benchmarks")}
+    rows: list[list[Any]] = [
+        [rule, found[rule].jobs, found[rule].wall_seconds, found[rule].longest_seconds]
+        for rule in PHASE
+    ]
     rows.append(
         [
             "all",

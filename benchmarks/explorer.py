@@ -2,14 +2,20 @@
 
     PYTHONPATH=workflow_scripts:tests/unit python benchmarks/explorer.py \\
         results/smollm2-135m/explorer.html
+    PYTHONPATH=workflow_scripts:tests/unit:. python benchmarks/explorer.py --made 900 400
+
+Without a page, one is written from made-up answers: so many of so many words, a token each, with
+random tracks.
 """
 
 import argparse
 import statistics
+import sys
+import tempfile
 from pathlib import Path
 
 from browser import browser
-from measure import show
+from measure import ROOT, show
 
 # The rows are far apart in the list, so every switch unpacks another part of the page. The time
 # ends with the frame that shows the text.
@@ -25,7 +31,18 @@ SWITCH = """new Promise((done) => {
 })"""
 
 
-def main(page: Path, switches: int) -> None:
+def made(folder: Path, answers: int, words: int) -> Path:
+    """A page of made-up answers, each of `words` tokens and a few more."""
+    sys.path += [str(ROOT / "tests" / "unit" / "report")]
+    import explorer_fakes
+
+    page = folder / "explorer.html"
+    run = explorer_fakes.make_long(folder / "run", answers, words)
+    explorer_fakes.write(run, page, datasets=["questions"])
+    return page
+
+
+def main(page: Path, switches: int, title: str, table: str) -> None:
     """Open the page and switch between texts."""
     with browser() as chromium:
         chromium.open(page.resolve())
@@ -46,12 +63,30 @@ def main(page: Path, switches: int) -> None:
         [f"switch, ms (median of {switches})", statistics.median(times), "200"],
         ["switch, ms (slowest)", max(times), ""],
     ]
-    show(str(page.name), ["", "measured", "limit"], rows)
+    show(title, ["", "measured", "limit"], rows, table)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("page", type=Path, help="explorer.html of a run")
+    parser.add_argument("page", type=Path, nargs="?", help="explorer.html of a run")
+    parser.add_argument(
+        "--made",
+        type=int,
+        nargs=2,
+        default=(900, 400),
+        metavar=("ANSWERS", "WORDS"),
+        help="size of the page that is made without a page",
+    )
     parser.add_argument("--switches", type=int, default=20)
     chosen = parser.parse_args()
-    main(chosen.page, chosen.switches)
+    if chosen.page:
+        main(chosen.page, chosen.switches, chosen.page.name, "")
+    else:
+        answers, words = chosen.made
+        with tempfile.TemporaryDirectory() as home:
+            main(
+                made(Path(home), answers, words),
+                chosen.switches,
+                f"{answers} made-up answers of {words} words",
+                "long",
+            )

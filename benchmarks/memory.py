@@ -8,7 +8,7 @@ may end the job.
 """
 
 import argparse
-import csv
+import math
 import re
 import subprocess
 import sys
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from measure import show
 
+from ghosttrack.report import costs
 from ghosttrack.runtime import peak_memory
 
 # A dry run that prints rule and memory of every job; Snakemake prints them only without messages.
@@ -52,14 +53,12 @@ def asked(model: str, folder: Path, *options: str) -> dict[str, float]:
 
 def measured(run: Path) -> dict[str, float]:
     """Largest resident set in MB (10^6 bytes) of each rule's jobs."""
-    peaks: dict[str, float] = {}
-    for path in sorted((run / "benchmarks").rglob("*.tsv")):
-        rule = path.relative_to(run / "benchmarks").parts[0].removesuffix(".tsv")
-        with path.open(encoding="utf-8", newline="") as stream:
-            for row in csv.DictReader(stream, delimiter="\t"):
-                if re.fullmatch(r"[\d.]+", row.get("max_rss") or ""):  # else not measured
-                    # Snakemake's MB are 2^20 bytes.
-                    peaks[rule] = max(peaks.get(rule, 0.0), float(row["max_rss"]) * 1.048576)
+    # Snakemake's MB are 2^20 bytes.
+    peaks = {
+        cost.rule: cost.peak_rss_mb * 1.048576
+        for cost in costs.of_jobs(run / "benchmarks")
+        if not math.isnan(cost.peak_rss_mb)
+    }
     for path in sorted((run / "logs").rglob("*.log")):
         rule = path.relative_to(run / "logs").parts[0].removesuffix(".log")
         for peak in peak_memory.logged_peaks(path.read_text(encoding="utf-8", errors="replace")):

@@ -179,9 +179,10 @@ PARTS = (
     ),
     Part(
         "scoring",
-        "Tokens per CPU second of `make score` against the bare forward pass.",
+        "Tokens per CPU second of `make score` against the bare forward pass, and how much the batch "
+        "changes a score.",
         ("scoring.py", RUN, "--texts", "300"),
-        ("scoring",),
+        ("scoring", "scoring.alone"),
         3,
         ("run",),
         Figure("scoring", "what", "tokens/CPU-s"),
@@ -210,6 +211,14 @@ PARTS = (
         ("explorer",),
         1,
         ("run", "chromium"),
+    ),
+    Part(
+        "explorer_long",
+        "The same for a page of long made-up answers, as contexts and summaries have them.",
+        ("explorer.py", "--made", "900", "400"),
+        ("explorer.long",),
+        3,
+        ("chromium",),
     ),
     Part(
         "dry_runs",

@@ -1,9 +1,12 @@
 """Tokens per CPU second of `score`, and of the bare forward pass on the same texts.
 
+Some of the texts are also scored alone: the batch in which a text is read changes rounding.
+
 PYTHONPATH=workflow_scripts python benchmarks/scoring.py results/smollm2-135m
 """
 
 import argparse
+import statistics
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +17,7 @@ from ghosttrack import Detector, Text
 from ghosttrack.detection.scoring import BATCH
 
 
-def main(run: Path, texts: int, repeats: int) -> None:
+def main(run: Path, texts: int, repeats: int, alone: int) -> None:
     """Score texts of the run's data sets; run the same token batches through the bare model."""
     torch.set_num_threads(1)
     tables = [pd.read_parquet(path) for path in sorted(run.glob("datasets/*/examples.parquet"))]
@@ -42,6 +45,11 @@ def main(run: Path, texts: int, repeats: int) -> None:
         costs_of["bare forward pass"].append(cost(bare))
         costs_of["score"].append(cost(lambda: detector.score(texts_to_score)))
     best = {name: least(costs) for name, costs in costs_of.items()}
+    together = detector.score(texts_to_score)[:alone]
+    changes = [
+        abs(detector.score([text])[0].log_odds - score.log_odds)
+        for text, score in zip(texts_to_score, together, strict=False)
+    ]
     rows = [
         [name, tokens / each.cpu, tokens / each.wall, best["bare forward pass"].cpu / each.cpu]
         for name, each in best.items()
@@ -51,6 +59,13 @@ def main(run: Path, texts: int, repeats: int) -> None:
         ["", "tokens/CPU-s", "tokens/s", "of bare"],
         rows,
     )
+    if changes:
+        show(
+            f"log-odds of {len(changes)} texts, read alone against among {texts} texts",
+            ["median change", "largest change"],
+            [[statistics.median(changes), max(changes)]],
+            "alone",
+        )
 
 
 def _padded(ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,5 +80,6 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--alone", type=int, default=100, help="texts that are also scored alone")
     chosen = parser.parse_args()
-    main(chosen.run, chosen.texts, chosen.repeats)
+    main(chosen.run, chosen.texts, chosen.repeats, chosen.alone)

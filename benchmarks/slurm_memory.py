@@ -12,6 +12,7 @@ each Slurm job are sampled here, and their largest sum is added to the peak. Nee
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -29,6 +30,7 @@ import psutil
 import yaml
 from measure import show
 
+from ghosttrack.report import costs
 from tests.conftest import copy_house
 from tests.slurm.cluster import Cluster, missing_tools
 
@@ -207,22 +209,13 @@ def main() -> None:
         ["rule", "asked MB", "peak MB", "asked / peak"],
         memory.table(asked, peaks),
     )
-    cpu = sum(_cpu_seconds(path) for path in results.rglob("benchmarks/**/*.tsv"))
+    seconds = [cost.cpu_seconds for cost in costs.of_jobs(results / "benchmarks")]
+    cpu = sum(each for each in seconds if not math.isnan(each))
     sys.stdout.write(
         f"exit code {code}; {calls} Slurm jobs in {(time.monotonic() - started) / 60:.1f} minutes; "
         f"scripts took {cpu / 60:.1f} CPU-minutes\nthe run: {house}\n"
     )
     sys.exit(code)
-
-
-def _cpu_seconds(benchmark: Path) -> float:
-    """The column cpu_time of a benchmark file; 0 if it has none."""
-    try:
-        names, values, *_ = benchmark.read_text(encoding="utf-8").splitlines()
-        row = dict(zip(names.split("\t"), values.split("\t"), strict=False))
-        return float(row.get("cpu_time", 0))
-    except (OSError, ValueError):
-        return 0.0
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ columns of a run. Snakemake samples the CPU time of a running job, so that of a 
 """
 
 import argparse
-import csv
 import json
+import math
 import re
 import subprocess
 import sys
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from measure import show
+
+from ghosttrack.report import costs
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "pandas", "zarr")
@@ -53,13 +55,6 @@ class Start(NamedTuple):
         return self.python + self.snakemake + self.script
 
 
-class Jobs(NamedTuple):
-    """Jobs of a rule in a finished run."""
-
-    jobs: int
-    cpu: float  # seconds, of all jobs
-
-
 def scripts() -> dict[str, Path]:
     """Script of each rule, by the name of its script, which is also that of its benchmark files."""
     rules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
@@ -79,25 +74,16 @@ def start(script: Path, repeats: int) -> Start:
     )
 
 
-def finished_jobs(run: Path) -> dict[str, Jobs]:
-    """Jobs of a finished run, by rule."""
-    result: dict[str, Jobs] = {}
-    for path in sorted((run / "benchmarks").rglob("*.tsv")):
-        rule = path.relative_to(run / "benchmarks").parts[0].removesuffix(".tsv")
-        with path.open(encoding="utf-8", newline="") as stream:
-            for row in csv.DictReader(stream, delimiter="\t"):
-                # A GPU's samples have no such column; a very short job has no number in it.
-                if re.fullmatch(r"[\d.]+", row.get("cpu_time") or ""):
-                    count, cpu = result.get(rule, Jobs(0, 0.0))
-                    result[rule] = Jobs(count + 1, cpu + float(row["cpu_time"]))
-    return result
+def rows(starts: dict[str, Start], jobs: dict[str, costs.Cost]) -> list[list[str | int | float]]:
+    """Rows of the table, the costliest start first, and their sum.
 
-
-def rows(starts: dict[str, Start], jobs: dict[str, Jobs]) -> list[list[str | int | float]]:
-    """Rows of the table, the costliest start first, and their sum."""
+    Args:
+        jobs: of a finished run, by rule; a rule without jobs counts as one start.
+    """
     table: list[list[str | int | float]] = []
     for rule, one in starts.items():
-        count, cpu = jobs.get(rule, Jobs(1, 0.0))
+        count, cpu = (jobs[rule].jobs, jobs[rule].cpu_seconds) if rule in jobs else (1, 0.0)
+        cpu = 0.0 if math.isnan(cpu) else cpu  # jobs too short for a sample
         share = f"{100 * count * one.total / cpu:.0f} %" if cpu else "-"
         table.append([rule, count, one.total, count * one.total, cpu, share, *one.libraries])
     table.sort(key=lambda row: -float(row[3]))
@@ -116,7 +102,8 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", help="only these rules")
     parser.add_argument("--repeats", type=int, default=2, help="starts of each script")
     given = parser.parse_args()
-    jobs = finished_jobs(given.run) if given.run else {}
+    found = costs.of_jobs(given.run / "benchmarks") if given.run else []
+    jobs = {cost.rule: cost for cost in found}
     wanted = given.rules or [rule for rule in scripts() if rule in jobs or not jobs]
     starts = {rule: start(scripts()[rule], given.repeats) for rule in wanted}
     show(

@@ -1,15 +1,19 @@
 """Fixtures of every test: a private copy of the workflow, and skips that count as failures where nothing may be absent."""
 
+import logging
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ghosttrack.runtime import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
@@ -119,6 +123,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def _same_process() -> Iterator[None]:
+    """A test leaves signal handlers and logging as it found them: later tests share the process."""
+    before = _process_state()
+    yield
+    assert _process_state() == before
+
+
+def _process_state() -> dict[str, Any]:
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    loggers = [logging.getLogger(), logging.getLogger("ghosttrack.locks")]
+    return {
+        "signals": [signal.getsignal(number) for number in signals],
+        "loggers": [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers],
+        "observers": progress.observers[:],
+    }
 
 
 @pytest.hookimpl(wrapper=True)

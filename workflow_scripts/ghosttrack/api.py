@@ -114,6 +114,10 @@ class Detector:
     ) -> Iterator[ScoredText]:
         """Score texts in order, a fixed number at a time, so that memory does not grow with their number.
 
+        Texts that are read together share forward passes, so a text's numbers depend on the other
+        texts by rounding: below 2e-4 in log-odds for the float32 models of the tests, and
+        `benchmarks/scoring.py` measures it for a run.
+
         Args:
             texts: strings, `Text`s, or mappings with the fields of `Text`, of which `text` is
                 required.

@@ -170,10 +170,18 @@ def test_the_page_needs_no_script_and_no_other_address(server: serve.Server) -> 
         ({"Host": "evil.example"}, 421),
         ({"Host": "evil.example:{port}"}, 421),
         ({"Host": "127.0.0.1"}, 421),
+        ({"Host": "localhost"}, 421),
+        ({"Host": "localhost:80"}, 421),
+        ({"Host": "localhost:{port}0"}, 421),
+        ({"Host": "localhost.evil.example:{port}"}, 421),
+        ({"Host": "[::1]:{port}"}, 421),  # the server listens on IPv4 alone
         ({"Host": ""}, 421),
         ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://localhost"}, 403),
+        ({"Origin": "https://localhost:{port}"}, 403),
         ({"Origin": "null"}, 403),
         ({"Host": "localhost:{port}", "Origin": "http://localhost:{port}"}, 200),
+        ({"Host": "LocalHost:{port}", "Origin": "HTTP://LOCALHOST:{port}"}, 200),
     ],
 )
 def test_requests_of_other_sites_are_refused(
@@ -184,6 +192,27 @@ def test_requests_of_other_sites_are_refused(
     assert found == status
     assert ("error" in answer) == (status != 200)
     assert bool(server.detector.seen) == (status == 200)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("localhost", "http://localhost", 200),
+        ("127.0.0.1", "http://127.0.0.1", 200),
+        ("localhost:80", "http://localhost", 200),
+        ("evil.example", "http://localhost", 421),
+        ("localhost:8765", "http://localhost", 421),
+        ("localhost", "http://evil.example", 403),
+        ("localhost", "http://localhost:8765", 403),
+    ],
+)
+def test_at_port_80_browsers_name_no_port(
+    server: serve.Server, host: str, origin: str, status: int
+) -> None:
+    bound, server.server_port = server.server_port, 80
+    connection = http.client.HTTPConnection("127.0.0.1", bound, timeout=20)
+    connection.request("GET", "/", headers={"Host": host, "Origin": origin})
+    assert connection.getresponse().status == status
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from ghosttrack.detection import left_out_kinds, saved_statements
+from ghosttrack.detection import left_out_kinds, saved_statements, statement_model
 from ghosttrack.detection.abstention import CONFIDENCES, LEVEL, error_bound, thresholds
 from ghosttrack.detection.left_out_kinds import StatementDetector
 from ghosttrack.detection.statement_model import Statements
@@ -177,6 +177,94 @@ def test_the_bound_of_equal_groups_is_wider_with_fewer_verdicts_and_with_unlike_
     assert error_bound(unlike, many)[0] > same + 0.1
     # One group alone says nothing about a further one.
     assert error_bound(np.array([[0.0, 0.0]]), np.array([[100.0, 0.0]]))[0] > 0.5
+
+
+def scores_by_hand(columns: list[np.ndarray], train: Statements) -> statement_model.Scores:
+    """Scores of the training rows by a fit on them, from centred rows and inverse matrices."""
+    rows, x = len(train.label), columns[0]
+    parts = train.kind * 1000 + train.facts
+    label = 2.0 * train.pair_false - 1
+    label -= means_by(label[:, None], train.group)[:, 0]
+    base = []
+    for each in columns:
+        within = each - means_by(each, parts)
+        scatter = within.T @ within
+        weight = ridge_by_hand(scatter, label @ each, np.trace(scatter) / rows)
+        weight /= np.sqrt(weight @ scatter @ weight / rows)
+        base.append((each - each.mean(axis=0)) @ weight)
+    negated = 2.0 * train.negated - 1
+    centred = x - x.mean(axis=0)
+    weight = ridge_by_hand(centred.T @ centred, centred.T @ negated, (x**2).sum() / rows)
+    within = x - means_by(x, train.kind)
+    covariance = within.T @ within / rows
+    covariance = 0.9 * covariance + 0.1 * np.diag(np.diag(covariance))
+    kinds = np.unique(train.kind)
+    away = x[:, None] - np.stack([x[train.kind == kind].mean(axis=0) for kind in kinds])
+    squared = np.einsum("rki,ij,rkj->rk", away, np.linalg.inv(covariance), away) / x.shape[1]
+    return statement_model.Scores(
+        np.column_stack(base),
+        np.asarray(centred @ weight + negated.mean() if len(set(negated)) == 2 else 3 * negated),
+        np.sqrt(squared.min(axis=1)),
+        kinds[squared.argmin(axis=1)],
+    )
+
+
+def means_by(x: np.ndarray, code: np.ndarray) -> np.ndarray:
+    result = np.empty_like(x)
+    for one in np.unique(code):
+        result[code == one] = x[code == one].mean(axis=0)
+    return result
+
+
+def ridge_by_hand(scatter: np.ndarray, products: np.ndarray, unit: float) -> np.ndarray:
+    penalty = statement_model.STRENGTH * unit * np.eye(len(scatter))
+    return np.asarray(np.linalg.inv(scatter + penalty) @ products)
+
+
+def test_fits_from_sums_of_parts_equal_fits_on_their_rows() -> None:
+    rng = np.random.default_rng(4)
+    planted = directions(rng)
+    kinds = [
+        kind(planted, rng, code, negated=code % 2 == 1, facts=facts, texts=20 + 8 * code)
+        for code in range(4)
+        for facts in range(3)
+    ]
+    given = joined([each._replace(group=1000 * n + each.group) for n, each in enumerate(kinds)])
+    columns = [*given.states.astype(np.float64).transpose(1, 0, 2), given.outputs]
+    parts = statement_model.parts(columns, given)
+    assert parts.rows.sum() == len(given.label)
+    chosen = rng.random((5, len(parts.rows))) < 0.6
+    chosen[0] = True
+    for used, fitted in zip(chosen, statement_model.fits(parts, chosen), strict=True):
+        of_used = zip(parts.kind[used], parts.facts[used], strict=True)
+        rows = np.any([(given.kind == k) & (given.facts == f) for k, f in of_used], axis=0)
+        kept = [x[rows] for x in columns]
+        expected, found = scores_by_hand(kept, given.rows(rows)), fitted.apply(kept)
+        assert list(found.nearest) == list(expected.nearest)
+        for name in ("base", "negated", "distance"):
+            np.testing.assert_allclose(
+                getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-3
+            )
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "foreign"),
+    [
+        ([0, 0, 1, 1], [0, 1, 0, 1], [[3], [2], [1], [0]]),
+        ([0, 1, 2], [0, 0, 0], [[1, 2], [0, 2], [0, 1]]),  # one kind of facts alone
+        ([0, 0], [0, 1], [[0, 1], [0, 1]]),  # one kind alone
+    ],
+)
+def test_a_part_is_tried_on_a_fit_without_its_kind_and_its_facts(
+    kind: list[int], facts: list[int], foreign: list[list[int]]
+) -> None:
+    nothing = np.zeros(0)
+    parts = statement_model.Parts(
+        np.array(kind), np.array(facts), np.ones(len(kind), dtype=np.int64), [], [], [],
+        nothing, nothing,
+    )  # fmt: skip
+    found = left_out_kinds._foreign(parts)
+    assert [list(np.flatnonzero(row)) for row in found] == foreign
 
 
 def test_evaluation_uses_nothing_of_what_is_left_out() -> None:

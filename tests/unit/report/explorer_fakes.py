@@ -1,11 +1,12 @@
 """A made-up run for the explorer: hostile texts, random tracks, descriptions of features."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from small_models import make_tokenizer
+from small_models import WORDS, make_tokenizer
 
 from ghosttrack.runtime import files
 from ghosttrack.settings import ReportSettings
@@ -41,6 +42,20 @@ class Run(NamedTuple):
 
 def make(folder: Path, groups: int = 12) -> Run:
     """Write the files: given statements with hostile texts, and generated answers."""
+    return _made(folder, {"cities": _given(groups), "questions": _generated(groups)})
+
+
+def make_long(folder: Path, answers: int, words: int) -> Run:
+    """Write the files of generated answers of many words to `questions`, a token each."""
+    rng = np.random.default_rng(7)
+    known = [word for word in " ".join(WORDS).split() if word.isalpha()]
+    return _made(
+        folder, {"questions": _generated(answers, lambda: " ".join(rng.choice(known, words)))}
+    )
+
+
+def _made(folder: Path, sets: Mapping[str, pd.DataFrame]) -> Run:
+    """Write the files of examples by data set."""
     rng = np.random.default_rng(0)
     tokenizer = make_tokenizer()
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,8 +73,7 @@ def make(folder: Path, groups: int = 12) -> Run:
         folder / "effects.parquet",
     )
     scores = []
-    for name, mode in (("cities", "given"), ("questions", "generated")):
-        examples = _given(groups) if mode == "given" else _generated(groups)
+    for name, examples in sets.items():
         tokens, outputs = _tokens(examples, tokenizer, rng)
         for paths, table, kind in (
             (run.examples, examples, "examples"),
@@ -80,7 +94,7 @@ def make(folder: Path, groups: int = 12) -> Run:
                 scores.append(
                     examples[["id", "group", "label"]].assign(
                         dataset=name,
-                        mode=mode,
+                        mode=examples["mode"].iloc[0],
                         fold=np.arange(len(examples)) // 2 % 3,
                         score=name_of_score,
                         family=family,
@@ -310,7 +324,8 @@ def _given(groups: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _generated(groups: int) -> pd.DataFrame:
+def _generated(groups: int, more: Callable[[], str] = str) -> pd.DataFrame:
+    """One answer a group. `more`: further words of an answer."""
     prompt = "The capital of Japan is Tokyo.\nThe capital of {} is"
     return pd.DataFrame(
         [
@@ -318,7 +333,7 @@ def _generated(groups: int) -> pd.DataFrame:
                 f"questions-{group}",
                 f"q{group}",
                 prompt.format(group),
-                f"Ada {group}",
+                f"Ada {group} {more()}".strip(),
                 group % 2,
                 "generated",
             )

@@ -1,6 +1,11 @@
 """Scripts as Snakemake jobs and from the command line, with one signature."""
 
+import logging
 import os
+import signal
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,3 +153,43 @@ def test_locks_of_a_job_are_in_the_lock_log_of_its_model(tmp_path: Path) -> None
         "acquired",
         "released",
     ]
+
+
+def sent_sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fails() -> None:
+    raise UserError("wrong")
+
+
+@pytest.mark.parametrize("main", [lambda: None, fails, sent_sigterm])
+@pytest.mark.parametrize("by_snakemake", [True, False])
+def test_what_a_job_changes_in_its_process_ends_with_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], by_snakemake: bool
+) -> None:
+    root, libraries = logging.getLogger(), logging.getLogger("matplotlib")
+    handlers, levels = root.handlers, (root.level, libraries.level)
+    terminated = signal.getsignal(signal.SIGTERM)
+    shown = warnings.showwarning
+    monkeypatch.setattr("sys.argv", ["script.py"])
+    with pytest.raises(SystemExit) if main in (fails, sent_sigterm) else nullcontext():
+        job.run(main, snakemake(tmp_path / "log") if by_snakemake else {})
+    assert signal.getsignal(signal.SIGTERM) is terminated
+    assert root.handlers is handlers
+    assert (root.level, libraries.level) == levels
+    assert warnings.showwarning is shown
+
+
+def test_sigterm_ends_a_job_through_its_cleaning_up(tmp_path: Path) -> None:
+    cleaned: list[str] = []
+
+    def main() -> None:
+        try:
+            sent_sigterm()
+        finally:
+            cleaned.append("temporary files")
+
+    with pytest.raises(SystemExit) as stop:
+        job.run(main, snakemake(tmp_path / "log"))
+    assert (stop.value.code, cleaned) == (143, ["temporary files"])

@@ -1,24 +1,14 @@
 """The lock log: every event of every process, and the check that no folder had two writers."""
 
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import files, lock_log
-
-
-@pytest.fixture(autouse=True)
-def _keep_handlers() -> Iterator[None]:
-    logger = logging.getLogger("ghosttrack.locks")
-    handlers = logger.handlers
-    yield
-    logger.handlers = handlers
 
 
 def event(kind: str, process: int, folder: str = "state") -> lock_log.Event:
@@ -31,8 +21,7 @@ def test_every_lock_is_in_the_lock_log_with_its_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    lock_log.keep(tmp_path / "logs" / lock_log.NAME)
-    with files.lock(tmp_path / "state"):
+    with lock_log.kept(tmp_path / "logs" / lock_log.NAME), files.lock(tmp_path / "state"):
         assert files.owner_of(tmp_path / "state").endswith(", Slurm job 17")
         with pytest.raises(UserError, match="make orphans"), files.lock(tmp_path / "state"):
             pass
@@ -51,8 +40,8 @@ def test_every_lock_is_in_the_lock_log_with_its_owner(
 def test_lines_of_concurrent_processes_are_complete(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from ghosttrack.runtime import lock_log\n"
-        "lock_log.keep(Path(sys.argv[1]))\n"
-        "for number in range(200): lock_log.note('acquired', Path('x' * 50), str(number))\n"
+        "with lock_log.kept(Path(sys.argv[1])):\n"
+        "    for number in range(200): lock_log.note('acquired', Path('x' * 50), str(number))\n"
     )
     writers = [
         subprocess.Popen(
@@ -73,8 +62,7 @@ def test_a_lock_log_that_cannot_be_written_does_not_stop_the_job(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "logs").write_text("a file where a folder should be")
-    lock_log.keep(tmp_path / "logs" / lock_log.NAME)
-    with files.lock(tmp_path / "state"):
+    with lock_log.kept(tmp_path / "logs" / lock_log.NAME), files.lock(tmp_path / "state"):
         pass
     assert "cannot be written" in caplog.text
 

@@ -27,6 +27,8 @@ from ghosttrack.report import served
 log = logging.getLogger("ghosttrack")
 
 ADDRESS = "127.0.0.1"
+# The port that browsers leave out of Host and Origin.
+HTTP_PORT = 80
 # Largest request in bytes, and most statements in it: seconds of work.
 LARGEST, MOST = 64_000, 50
 # Bytes of a refused request that are read, so that its sender sees the answer.
@@ -101,8 +103,10 @@ class Server(ThreadingHTTPServer):
 
     @property
     def hosts(self) -> set[str]:
-        """The names by which this machine's browsers reach the server."""
-        return {f"{name}:{self.server_port}" for name in (ADDRESS, "localhost")}
+        """The names by which this machine's browsers reach the server, in lower case."""
+        names = {ADDRESS, "localhost"}
+        with_port = {f"{name}:{self.server_port}" for name in names}
+        return names | with_port if self.server_port == HTTP_PORT else with_port
 
     def score(self, request: Request) -> list[ScoredText]:
         """Scores of a request's statements."""
@@ -163,12 +167,12 @@ class Handler(BaseHTTPRequestHandler):
     def _require_own_host(self) -> None:
         """Refuse requests that other sites' pages send: DNS rebinding and cross-site forms."""
         hosts, url = self.server.hosts, self.server.url
-        if self.headers.get("Host", "") not in hosts:
+        if self.headers.get("Host", "").lower() not in hosts:
             raise RefusedError(
                 HTTPStatus.MISDIRECTED_REQUEST, f"this server answers at {url} alone; open {url}"
             )
         origin = self.headers.get("Origin")
-        if origin is not None and origin not in {f"http://{host}" for host in hosts}:
+        if origin is not None and origin.lower() not in {f"http://{host}" for host in hosts}:
             raise RefusedError(
                 HTTPStatus.FORBIDDEN, f"the request comes from another page; open {url}"
             )

@@ -11,7 +11,7 @@ from ghosttrack import statistics
 from ghosttrack.detection import abstention, statement_model
 from ghosttrack.detection.abstention import Abstention
 from ghosttrack.detection.probes import Floats, Ints, probability
-from ghosttrack.detection.statement_model import Bools, Fit, Part, Reduction, Scores, Statements
+from ghosttrack.detection.statement_model import Bools, Fit, Parts, Reduction, Scores, Statements
 
 # Stated confidences of the table.
 CONFIDENCES = (0.7, 0.75, 0.9)
@@ -138,11 +138,12 @@ def fit(given: Statements) -> StatementDetector:
     parts = statement_model.parts(columns, given)
     group = np.empty(len(given.label), dtype=np.int64)
     rows, found = [], []
-    for number, part in enumerate(parts):
-        held = (given.kind == part.kind) & (given.facts == part.facts)
+    each = statement_model.fits(parts, _foreign(parts))
+    for number, fitted in enumerate(each):
+        held = (given.kind == parts.kind[number]) & (given.facts == parts.facts[number])
         group[held] = number
         rows.append(np.flatnonzero(held))
-        found.append(statement_model.fit(_foreign(parts, part)).apply([x[held] for x in columns]))
+        found.append(fitted.apply([x[held] for x in columns]))
     order = np.argsort(np.concatenate(rows))
     left_out = Scores(*(np.concatenate(values)[order] for values in zip(*found, strict=True)))
     return StatementDetector(
@@ -150,10 +151,15 @@ def fit(given: Statements) -> StatementDetector:
     )
 
 
-def _foreign(parts: Sequence[Part], held: Part) -> list[Part]:
-    """Parts of another kind about other facts; a small table may hold one kind of facts alone."""
-    others = [part for part in parts if part.kind != held.kind]
-    return [part for part in others if part.facts != held.facts] or others or list(parts)
+def _foreign(parts: Parts) -> Bools:
+    """For each part, those of another kind about other facts, (parts, parts).
+
+    A small table may hold one kind of facts alone, or one kind.
+    """
+    others = parts.kind[:, None] != parts.kind
+    foreign = others & (parts.facts[:, None] != parts.facts)
+    others[~others.any(axis=1)] = True
+    return np.asarray(np.where(foreign.any(axis=1, keepdims=True), foreign, others))
 
 
 def evaluate(given: Statements, names: Sequence[str], facts: Sequence[str]) -> pd.DataFrame:

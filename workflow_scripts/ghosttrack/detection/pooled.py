@@ -125,13 +125,17 @@ class SufficientStatistics(NamedTuple):
 
     def solve(self, penalty: float) -> LinearModel:
         """Ridge solution with an unpenalised intercept."""
-        from scipy.linalg import cho_factor, cho_solve
-
         mean, centre = self.columns / self.rows, self.target / self.rows
-        matrix = self.scatter
-        matrix[np.diag_indices_from(matrix)] += penalty
-        weight = cho_solve(
-            cho_factor(matrix, overwrite_a=True, check_finite=False),
-            self.products - self.rows * centre * mean,
-        )
+        products = self.products - self.rows * centre * mean
+        weight = ridge(self.scatter, products, penalty)
         return LinearModel(weight, centre - float(mean @ weight))
+
+
+def ridge(scatter: Floats, products: Floats, penalty: float) -> Floats:
+    """The weights, (columns,), with (scatter + penalty I) weights = products."""
+    from scipy.linalg import cho_factor, cho_solve
+
+    matrix = np.array(scatter, order="F")  # a copy that LAPACK can overwrite
+    matrix[np.diag_indices_from(matrix)] += penalty
+    factor = cho_factor(matrix, overwrite_a=True, check_finite=False)
+    return np.asarray(cho_solve(factor, products, check_finite=False))

@@ -7,14 +7,14 @@ turns it back:
     log-odds of "hallucinated" = stack of the scores . (1 - 2 P(negated))
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ghosttrack.detection import probes
-from ghosttrack.detection.pooled import SufficientStatistics
+from ghosttrack.detection.pooled import SufficientStatistics, ridge
 from ghosttrack.detection.probes import Floats, Ints
 
 Bools = NDArray[np.bool_]
@@ -162,23 +162,27 @@ class Fit(NamedTuple):
         )
 
 
-class Part(NamedTuple):
-    """Sums over training statements of one kind about one kind of facts; fits add them up.
+class Parts(NamedTuple):
+    """Sums over training statements by part: statements of one kind about one kind of facts.
 
-    For each base, sums: (columns,); scatter: (columns, columns) products of the columns minus their
-    means; pair: (columns,) products with the label of the pair minus its mean in the block.
-    polarity: statistics of the first base, with the polarity (-1, 1) as target.
+    kind, facts, rows: (parts,) codes, and the number of statements.
+    For each base, sums: (parts, columns); scatter: (parts, columns, columns) products of the columns
+    minus their means; pair: (parts, columns) products with the label of the pair minus its mean in
+    the block.
+    polarity: (parts,) sums of the polarities, -1 or 1; with_polarity: (parts, columns of the mean).
     """
 
-    kind: int
-    facts: int
+    kind: Ints
+    facts: Ints
+    rows: Ints
     sums: list[Floats]
     scatter: list[Floats]
     pair: list[Floats]
-    polarity: SufficientStatistics
+    polarity: Floats
+    with_polarity: Floats
 
 
-def parts(columns: Sequence[Floats], train: Statements) -> list[Part]:
+def parts(columns: Sequence[Floats], train: Statements) -> Parts:
     """Sums of every kind and kind of facts, from reduced columns of training statements.
 
     Labels count within blocks (statements of one kind about the same two facts), so that what
@@ -186,78 +190,120 @@ def parts(columns: Sequence[Floats], train: Statements) -> list[Part]:
     """
     target: Floats = np.asarray(2.0 * train.pair_false - 1.0, dtype=np.float64)
     polarity: Floats = np.asarray(2.0 * train.negated - 1.0, dtype=np.float64)
-    result = []
-    for kind, facts in np.unique(np.column_stack([train.kind, train.facts]), axis=0):
-        rows = (train.kind == kind) & (train.facts == facts)
-        of_pair = target[rows] - _mean_of(target[rows], _codes(train.group[rows]))
-        plain = [
-            SufficientStatistics.of(x[rows].astype(np.float32), polarity[rows]) for x in columns
-        ]
-        result.append(
-            Part(
-                int(kind),
-                int(facts),
-                [one.columns for one in plain],
-                [one.scatter for one in plain],
-                [np.asarray(of_pair @ x[rows]) for x in columns],
-                plain[0],
-            )
-        )
-    return result
-
-
-def fit(chosen: Sequence[Part]) -> Fit:
-    """Linear discriminants and kind Gaussians from the sums of the chosen parts.
-
-    The covariance is that within parts, so it holds what differs between blocks: a direction in
-    which facts differ much is no evidence, even if it separates the training facts.
-    """
-    first = SufficientStatistics.together([part.polarity for part in chosen])
-    rows = first.rows
-    weights, shifts = [], []
-    for base in range(len(BASES)):
-        scatter = sum((part.scatter[base] for part in chosen), np.zeros(1))
-        pair = sum((part.pair[base] for part in chosen), np.zeros(1))
-        ridge = SufficientStatistics(rows, np.zeros(len(pair)), scatter, 0.0, pair)
-        weight = ridge.solve(STRENGTH * _unit(ridge)).weight
-        scale = max(float(np.sqrt(max(float(weight @ scatter @ weight), 0.0) / rows)), 1e-12)
-        weights.append(weight / scale)
-        total = sum(float(part.sums[base] @ weight) for part in chosen)
-        shifts.append(-total / rows / scale)
-    if abs(first.target) == first.rows:  # one polarity alone
-        polarity, shift = np.zeros(len(first.columns)), _ONE_POLARITY * first.target / rows
-    else:
-        polarity, shift = first.solve(STRENGTH * _unit(first))
-    kinds = sorted({part.kind for part in chosen})
-    of_kinds = [
-        SufficientStatistics.together([part.polarity for part in chosen if part.kind == kind])
-        for kind in kinds
-    ]
-    return Fit(
-        weights,
-        np.array(shifts),
-        polarity,
-        np.array([shift]),
-        np.array(kinds, dtype=np.int64),
-        np.stack([one.columns / one.rows for one in of_kinds]),
-        _whitening(np.sum([one.scatter for one in of_kinds], axis=0) / rows),
+    both = np.column_stack([train.kind, train.facts])
+    names, part = np.unique(both, axis=0, return_inverse=True)
+    held = [np.flatnonzero(part.ravel() == number) for number in range(len(names))]
+    pair = np.concatenate([_without_means(target[rows], train.group[rows]) for rows in held])
+    order = np.concatenate(held)
+    starts = np.cumsum([0, *map(len, held[:-1])])
+    sums = [np.empty((len(held), x.shape[1])) for x in columns]
+    scatter = [np.empty((len(held), x.shape[1], x.shape[1])) for x in columns]
+    with_polarity = np.empty_like(sums[0])
+    for base, x in enumerate(columns):
+        for number, rows in enumerate(held):
+            one = SufficientStatistics.of(x[rows].astype(np.float32), polarity[rows])
+            sums[base][number], scatter[base][number] = one.columns, one.scatter
+            if base == 0:
+                with_polarity[number] = one.products
+    return Parts(
+        names[:, 0],
+        names[:, 1],
+        np.array([len(rows) for rows in held]),
+        sums,
+        scatter,
+        [np.add.reduceat(x[order] * pair[:, None], starts) for x in columns],
+        np.add.reduceat(polarity[order], starts),
+        with_polarity,
     )
 
 
-def _unit(sums: SufficientStatistics) -> float:
-    """Mean squared norm of a row."""
-    return float(np.trace(sums.squares)) / sums.rows
+def fits(given: Parts, chosen: Bools) -> Iterator[Fit]:
+    """Linear discriminants and kind Gaussians of several fits, each from its chosen parts.
+
+    The covariance is that within parts, so it holds what differs between blocks: a direction in
+    which facts differ much is no evidence, even if it separates the training facts.
+
+    Args:
+        chosen: (fits, parts).
+    """
+    share = chosen.astype(np.float64)
+    rows = share @ given.rows
+    weights, shifts = [], []
+    # The first base comes last: its scatter also serves polarity and distance.
+    for base in reversed(range(len(BASES))):
+        scatter = np.tensordot(share, given.scatter[base], 1)  # (fits, columns, columns)
+        found = [
+            _unit_weight(*values)
+            for values in zip(scatter, share @ given.pair[base], rows, strict=True)
+        ]
+        weights.append(found)
+        shifts.append(-((share @ given.sums[base]) * found).sum(axis=1) / rows)
+    for number, used in enumerate(chosen):
+        yield Fit(
+            [of_base[number] for of_base in reversed(weights)],
+            np.array([of_base[number] for of_base in reversed(shifts)]),
+            *_polarity_and_kinds(given, used, scatter[number]),
+        )
 
 
-def _codes(values: Ints) -> Ints:
-    return np.asarray(np.unique(values, return_inverse=True)[1], dtype=np.int64)
+def fit(given: Parts) -> Fit:
+    """The fit from all parts."""
+    return next(fits(given, np.ones((1, len(given.rows)), dtype=np.bool_)))
 
 
-def _mean_of(values: Floats, code: Ints) -> Floats:
-    return np.asarray((np.bincount(code, values) / np.bincount(code))[code])
+def _unit_weight(scatter: Floats, pair: Floats, rows: float) -> Floats:
+    """Discriminant with scores of deviation 1 within parts, (columns,)."""
+    weight = ridge(scatter, pair, STRENGTH * float(np.trace(scatter)) / rows)
+    deviation = float(np.sqrt(max(float(weight @ scatter @ weight), 0.0) / rows))
+    return np.asarray(weight / max(deviation, 1e-12))
+
+
+def _polarity_and_kinds(
+    given: Parts, used: Bools, scatter: Floats
+) -> tuple[Floats, Floats, Ints, Floats, Floats]:
+    """Fields of a fit after the intercept.
+
+    Args:
+        used: (parts,); scatter: (columns, columns) of the first base, summed over these parts.
+    """
+    rows, kind, sums = given.rows[used], given.kind[used], given.sums[0][used]
+    total, column, target = rows.sum(), sums.sum(axis=0), float(given.polarity[used].sum())
+    squares = scatter + _squares_of_means(sums, rows)
+    if abs(target) == total:  # one polarity alone
+        polarity, shift = np.zeros(len(column)), _ONE_POLARITY * target / total
+    else:
+        products = given.with_polarity[used].sum(axis=0)
+        first = SufficientStatistics(int(total), column, squares, target, products)
+        polarity, shift = first.solve(STRENGTH * float(np.trace(squares)) / total)
+    kinds, code = np.unique(kind, return_inverse=True)
+    member = (code == np.arange(len(kinds))[:, None]).astype(np.float64)  # (kinds, parts)
+    kind_sums, kind_rows = member @ sums, member @ rows
+    return (
+        polarity,
+        np.array([shift]),
+        kinds,
+        kind_sums / kind_rows[:, None],
+        _whitening((squares - _squares_of_means(kind_sums, kind_rows)) / total),
+    )
+
+
+def _squares_of_means(sums: Floats, rows: NDArray[Any]) -> Floats:
+    """Products of group means, weighted by the groups' rows: (groups, columns) -> (columns, columns)."""
+    return np.asarray(sums.T @ (sums / rows[:, None]))
+
+
+def _without_means(values: Floats, group: Ints) -> Floats:
+    """The values minus the mean of their group, (rows,)."""
+    code = np.unique(group, return_inverse=True)[1]
+    return np.asarray(values - (np.bincount(code, values) / np.bincount(code))[code])
 
 
 def _whitening(covariance: Floats) -> Floats:
+    """Columns times it have the unit covariance, after shrinkage: (columns, columns)."""
+    from scipy.linalg import solve_triangular
+
     covariance = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * np.diag(np.diag(covariance))
     covariance[np.diag_indices_from(covariance)] += 1e-9 * max(float(np.trace(covariance)), 1e-9)
-    return np.asarray(np.linalg.cholesky(np.linalg.inv(covariance)))
+    # cholesky(C)^-T: its product with its transpose is C^-1, at a fraction of the cost of inv(C).
+    lower = np.linalg.cholesky(covariance)
+    return np.asarray(solve_triangular(lower, np.eye(len(lower)), lower=True, check_finite=False).T)

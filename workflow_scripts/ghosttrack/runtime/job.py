@@ -8,7 +8,7 @@ import signal
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,16 @@ from ghosttrack.runtime import (
 
 log = logging.getLogger("ghosttrack")
 
+# Libraries whose messages at level INFO are of no use in a log.
+_TALKATIVE = ("httpx", "urllib3", "filelock", "fontTools", "matplotlib")
+
 
 def run(main: Callable[..., None], namespace: Mapping[str, Any]) -> None:
     """Call `main` with values from Snakemake, or from the command line without Snakemake.
 
     Each argument of `main` is looked up by name in the rule's output, input, params, wildcards,
     resources and `threads`, and converted to its annotation. Errors end the job with a message on
-    the screen; tracebacks go to the rule's log.
+    the screen; tracebacks go to the rule's log. Logging and signal handlers are restored at the end.
 
     Args:
         namespace: globals of the script, with `snakemake` if Snakemake runs it.
@@ -41,7 +44,11 @@ def run(main: Callable[..., None], namespace: Mapping[str, Any]) -> None:
         return
     snakemake = namespace["snakemake"]
     log_path = str(snakemake.log[0]) if len(snakemake.log) else None
-    _start_logging(log_path)
+    with _logged(log_path), _ended_by_sigterm():
+        _as_job(main, snakemake, log_path)
+
+
+def _as_job(main: Callable[..., None], snakemake: Any, log_path: str | None) -> None:
     arguments: dict[str, Any] = {}
     try:
         arguments = _arguments(main, snakemake)
@@ -81,6 +88,7 @@ def _observed(log_path: str | None, batch: int, gpus: int) -> Iterator[None]:
         with gpu_usage.sampled(gpu_usage.samples_beside(Path(log_path))) if gpus else nullcontext():
             yield
     finally:
+        progress.observers.clear()
         log.info("%s", peak_memory.line())
 
 
@@ -165,24 +173,44 @@ def _keys(source: Any) -> Iterable[str]:
     return typing.cast(Iterable[str], source.keys()) if hasattr(source, "keys") else ()
 
 
-def _start_logging(path: str | None) -> None:
-    form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+@contextmanager
+def _logged(path: str | None) -> Iterator[None]:
+    """Log to the screen and to `path` inside the block; the old loggers are restored after it."""
     root = logging.getLogger()
-    root.setLevel(logging.INFO)
-    screen = logging.StreamHandler(sys.stderr)
-    screen.setFormatter(form)
-    root.handlers = [screen]
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, mode="a", encoding="utf-8")
-        file.setFormatter(form)
-        root.addHandler(file)
-        lock_log.keep(_log_folder(Path(path)) / lock_log.NAME)
-    logging.captureWarnings(True)
-    for name in ("httpx", "urllib3", "filelock", "fontTools", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # SIGTERM ends the job through SystemExit, so that locks and temporary files are cleaned up.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    loggers = [root, *map(logging.getLogger, _TALKATIVE)]
+    before = root.handlers, [logger.level for logger in loggers]
+    with ExitStack() as opened:
+        handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+        if path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            file = logging.FileHandler(path, mode="a", encoding="utf-8")
+            handlers.append(opened.enter_context(closing(file)))
+            opened.enter_context(lock_log.kept(_log_folder(Path(path)) / lock_log.NAME))
+        for handler in handlers:
+            handler.setFormatter(
+                logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+            )
+        try:
+            root.handlers = handlers
+            for logger in loggers:
+                logger.setLevel(logging.INFO if logger is root else logging.WARNING)
+            logging.captureWarnings(True)
+            yield
+        finally:
+            logging.captureWarnings(False)
+            root.handlers = before[0]
+            for logger, level in zip(loggers, before[1], strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block through SystemExit, so that locks and temporary files are cleaned up."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _log_folder(path: Path) -> Path:
@@ -201,8 +229,8 @@ def _to_log_file_only(message: str) -> None:
 def _command_line(main: Callable[..., None]) -> None:
     from jsonargparse import auto_cli
 
-    _start_logging(None)
-    try:
-        auto_cli(main, as_positional=False)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    with _logged(None), _ended_by_sigterm():
+        try:
+            auto_cli(main, as_positional=False)
+        except UserError as error:
+            sys.exit(f"error: {error}")

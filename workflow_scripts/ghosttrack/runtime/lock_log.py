@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +45,7 @@ class Overlap(NamedTuple):
 
 
 def note(event: str, folder: Path, remark: str = "") -> None:
-    """Append an event of this process, after a call of `keep`."""
+    """Append an event of this process, inside a block of `kept`."""
     line = Event(
         datetime.now(UTC).isoformat(timespec="microseconds"),
         event,
@@ -57,10 +58,17 @@ def note(event: str, folder: Path, remark: str = "") -> None:
     _log.info("\t".join(map(str, line)))
 
 
-def keep(path: Path) -> None:
-    """Append all further events of this process to `path`."""
+@contextmanager
+def kept(path: Path) -> Iterator[None]:
+    """Append the events of this process inside the block to `path`."""
+    before, level = _log.handlers, _log.level
     _log.handlers = [_Appender(path)]
     _log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        _log.handlers = before
+        _log.setLevel(level)
 
 
 class _Appender(logging.Handler):
