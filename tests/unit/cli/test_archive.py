@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
 from rocrate.rocrate import ROCrate
@@ -18,6 +19,7 @@ from ghosttrack.cli import archive, crate
 from ghosttrack.planning import run_state
 from ghosttrack.planning.configuration import load, load_dataset
 from ghosttrack.runtime import records
+from ghosttrack.settings import DatasetSettings
 from tests.conftest import ROOT
 
 MODEL = "tiny-gpt2"
@@ -35,7 +37,8 @@ def make_run(folder: Path, **config: str) -> Path:
         "model/source.json": {"id": "tiny", "revision": None, "weights_sha256": "ab" * 32},
         "detection/detector.json": {"libraries": {"torch": "2.13.0", "snakemake": "9.27.1"}},
     }
-    for rule, _, outputs in run_state._outputs(settings, datasets):
+    for rule, wildcards, outputs in run_state._outputs(settings, datasets):
+        params = {"name": wildcards}
         for name in outputs:
             path = home / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +47,7 @@ def make_run(folder: Path, **config: str) -> Path:
             record = records.record_path(path)
             record.parent.mkdir(parents=True, exist_ok=True)
             record.write_text(
-                json.dumps({"rule": rule, "params": {}, "inputs": {}, "sha256": digest}),
+                json.dumps({"rule": rule, "params": params, "inputs": {}, "sha256": digest}),
                 encoding="utf-8",
             )
     (home / "logs").mkdir()
@@ -89,7 +92,7 @@ def test_the_library_reads_the_archive_and_every_digest_matches(tmp_path: Path) 
     read = ROCrate(tmp_path / "run.zip")
     assert read.mainEntity.id == "Snakefile"
     assert "ComputationalWorkflow" in read.mainEntity.type
-    described = {entity.id: entity["sha256"] for entity in read.get_by_type("File")}
+    described = {unquote(entity.id): entity["sha256"] for entity in read.get_by_type("File")}
     assert set(described) == set(contents) - {"ro-crate-metadata.json"}
     for name, digest in described.items():
         assert hashlib.sha256(contents[name]).hexdigest() == digest, name
@@ -153,6 +156,56 @@ def test_data_sets_carry_the_licences_of_their_sources(
     assert entities[table]["license"] == [{"@id": crate.LICENCES["CC BY 4.0"]}]
 
 
+def test_a_data_set_with_a_space_in_its_name_has_its_licence(tmp_path: Path) -> None:
+    home = make_run(tmp_path)
+    (settings,) = load({"model": MODEL, "datasets": "[capitals]"}, ROOT / "config").values()
+    named = settings.model_copy(update={"datasets": ["my (set)"]})
+    datasets = {"my (set)": DatasetSettings(source="facts", table="capitals")}
+    (home / "datasets" / "capitals").rename(home / "datasets" / "my (set)")
+    (home / "records" / "datasets" / "capitals").rename(home / "records/datasets/my (set)")
+    out = tmp_path / "run.zip"
+    assert not crate.write(crate.Run(home, named, datasets, [], False), ROOT, out)
+    path = f"results/{MODEL}/datasets/my (set)/examples.parquet"
+    table = ROCrate(out).get(quote(path))
+    assert [licence.id for licence in table["license"]] == [crate.LICENCES["CC BY 4.0"]]
+    with zipfile.ZipFile(out) as archived:
+        assert path in archived.namelist()
+
+
+def test_files_of_earlier_settings_are_not_archived(tmp_path: Path) -> None:
+    home = make_run(tmp_path, datasets="[capitals, cities]")
+    other = home / "judged" / "mine"
+    other.mkdir(parents=True)
+    (other / "metrics.csv").write_text("mine", encoding="utf-8")
+    with write(home, "--config", "datasets=[capitals]") as archived:
+        names = archived.namelist()
+    assert f"results/{MODEL}/datasets/capitals/examples.parquet" in names
+    assert not [name for name in names if name.startswith("results/") and "/cities" in name]
+    assert not [name for name in names if "judged/mine" in name]
+
+
+def test_all_outputs_of_a_job_and_of_the_jobs_before_it_are_found(tmp_path: Path) -> None:
+    home = tmp_path / "results" / MODEL
+    for rule, path, inputs in (
+        ("early", "corpus/train.json", []),
+        ("early", "corpus/train.zarr", []),
+        ("late", "figures/auroc.png", [f"results/{MODEL}/corpus/train.json"]),
+        ("late", "figures/risk.png", [f"results/{MODEL}/corpus/train.json"]),
+        ("other", "figures/old.png", []),
+    ):
+        record = records.record_path(home / path)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        content = {"rule": rule, "params": {}, "inputs": dict.fromkeys(inputs, "0"), "sha256": path}
+        record.write_text(json.dumps(content), encoding="utf-8")
+    found = crate.outputs_of(home, ["figures/auroc.png"])
+    assert [(output.path, output.rule, output.sha256) for output in found] == [
+        ("corpus/train.json", "early", "corpus/train.json"),
+        ("corpus/train.zarr", "early", "corpus/train.zarr"),
+        ("figures/auroc.png", "late", "figures/auroc.png"),
+        ("figures/risk.png", "late", "figures/risk.png"),
+    ]
+
+
 def test_every_shipped_data_file_has_a_known_licence() -> None:
     found = crate.shipped_licences(ROOT)
     assert {one for names in found.values() for one in names} <= set(crate.LICENCES)
@@ -202,7 +255,8 @@ def test_results_of_other_settings_or_code_are_refused(
 def test_a_wrong_folder_or_file_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "there is no such folder" in refusal(tmp_path / "results" / "gone", capsys)
+    for folder in (tmp_path / "results" / "gone", tmp_path, Path("/")):
+        assert "there is no such folder of results" in refusal(folder, capsys)
     home = make_run(tmp_path)
     assert "name such a file" in refusal(home, capsys, "--out", str(tmp_path / "no" / "a.zip"))
     assert "name such a file" in refusal(home, capsys, "--out", str(tmp_path / "folder"))

@@ -37,14 +37,14 @@ def archive(run: Path, out: Path, words: Sequence[str], *, weights: bool = False
         UserError: the run is not finished, was made with other settings or other code, or `out`
             cannot be written.
     """
-    if not run.is_dir():
+    home = run.resolve()
+    if not home.is_dir() or home.parent.name != "results":
         raise UserError(
-            f"{run}: there is no such folder; give the folder of a finished run, such as "
+            f"{run}: there is no such folder of results; give the folder of a finished run, such as "
             "results/smollm2-135m"
         )
     if out.suffix != ".zip" or not out.parent.is_dir():
         raise UserError(f"--out: {out} is no .zip file in an existing folder; name such a file")
-    home = run.resolve()
     house, given = home.parents[1], [*words, f"model={home.name}"]
     config = read_config(house / "config" / "config.yaml", given)
     (settings,) = load(config, HOME / "config").values()
@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> int:
         help="the settings with which the run was made, as in Snakemake",
     )
     chosen = parser.parse_args(arguments)
-    out = chosen.out or chosen.run.with_name(f"{chosen.run.resolve().name}.crate.zip")
+    out = chosen.out or chosen.run.parent / f"{chosen.run.resolve().name}.crate.zip"
     try:
         unknown = archive(chosen.run, out, chosen.config, weights=chosen.weights)
     except UserError as error:

@@ -8,14 +8,16 @@ import mimetypes
 import platform
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import yaml
 
 import ghosttrack
-from ghosttrack.runtime import files
+from ghosttrack.planning import run_state
+from ghosttrack.runtime import files, records
 from ghosttrack.settings import DatasetSettings, Settings
 
 # The versions of the profiles that the archive follows; a newer one is a decision.
@@ -39,23 +41,11 @@ WORKFLOW = (
     "rules",
     "workflow_scripts",
 )
-# Of a run. Not here: activations and what is computed from them alone, the model, and the corpus,
-# which are large and whose digests are in the records; `logs`, `benchmarks` and `state`, which name
-# hosts and folders.
-RESULTS = (
-    "report.html",
-    "explorer.html",
-    "model/source.json",
-    "model_check.json",
-    "model_check.csv",
-    "datasets",
-    "saes",
-    "detection",
-    "external",
-    "evaluation",
-    "figures",
-    "records",
-)
+# Of the outputs of a run. Not here: activations and what is computed from them alone, the model, and
+# the corpus, which are large and whose digests are in the records; `benchmarks`, whose times and
+# hosts differ in every run.
+PAGES = ("report.html", "explorer.html", "model/source.json", "model_check.json", "model_check.csv")
+FOLDERS = ("datasets", "saes", "detection", "external", "evaluation", "figures")
 WEIGHTS = "sae_weights.safetensors"
 DATA = Path("workflow_scripts", "ghosttrack", "data")
 # The licences of the table in data/README.md.
@@ -107,6 +97,42 @@ def shipped_licences(clone: Path) -> dict[str, list[str]]:
     return found
 
 
+class Output(NamedTuple):
+    """An output of the run, by its record."""
+
+    path: str  # relative to the run's folder
+    rule: str
+    sha256: str
+
+
+def outputs_of(home: Path, wanted: Iterable[str]) -> list[Output]:
+    """All outputs of the jobs that made `wanted`, and of the jobs that made their inputs.
+
+    A folder of results may also hold files of earlier settings, such as other data sets.
+
+    Args:
+        home: results/MODEL.
+        wanted: paths relative to `home`.
+    """
+    folder = home / "records"
+    found: dict[str, tuple[str, Output, list[str]]] = {}
+    jobs: dict[str, list[str]] = {}
+    for record in sorted(folder.rglob("*.json")):
+        content = files.read_json(record)
+        path = record.relative_to(folder).as_posix().removesuffix(".json")
+        job = files.sha256_json([content["rule"], content["params"], content["inputs"]])
+        inputs = [name.removeprefix(f"results/{home.name}/") for name in content["inputs"]]
+        found[path] = job, Output(path, content["rule"], content["sha256"]), inputs
+        jobs.setdefault(job, []).append(path)
+    waiting, reached = list(wanted), set[str]()
+    while waiting:
+        if (path := waiting.pop()) in found and path not in reached:
+            reached.add(path)
+            job, _, inputs = found[path]
+            waiting += [*jobs[job], *inputs]
+    return [found[path][1] for path in sorted(reached)]
+
+
 class _Archive:
     """The crate while it is filled."""
 
@@ -116,7 +142,10 @@ class _Archive:
         self.run, self.clone, self.unknown = run, clone, list[str]()
         self.crate: Any = ROCrate()
         self.crate.metadata.extra_contexts.append(CONTEXT)
+        wanted = run_state.outputs(run.settings, run.datasets)
+        self.outputs = outputs_of(run.home, wanted)
         self.licences = shipped_licences(clone)
+        self.files: dict[str, Any] = {}  # entities by the path of their file
         self.results = f"results/{run.home.name}"
         name = f"GhostTrack run of {run.home.name}"
         self.crate.name = name
@@ -127,7 +156,7 @@ class _Archive:
         )
         workflow = self._workflow()
         results = list(self._results())
-        read = [self._settings(), self._model(), *self._data(results)]
+        read = [self._settings(), self._model(), *self._data()]
         action = self.crate.add_action(
             workflow,
             identifier="#run",
@@ -155,7 +184,8 @@ class _Archive:
             **_encoding(name),
             **properties,
         }
-        return self.crate.add_file(source, name, properties=described)
+        self.files[name] = self.crate.add_file(source, name, properties=described)
+        return self.files[name]
 
     def _written(self, text: str, name: str, **properties: Any) -> Any:
         """A file that is not on the disk."""
@@ -206,29 +236,32 @@ class _Archive:
         return entity
 
     def _results(self) -> Iterator[Any]:
-        for path in _below(self.run.home, RESULTS):
-            if path.name != WEIGHTS or self.run.weights:
-                yield self._file(
-                    path, f"{self.results}/{path.relative_to(self.run.home).as_posix()}"
-                )
+        """The outputs of the run that are archived, and the records of all outputs."""
+        for output in self.outputs:
+            if output.path in PAGES or output.path.split("/")[0] in FOLDERS:
+                for path in _below(self.run.home, [output.path]):
+                    if path.name != WEIGHTS or self.run.weights:
+                        inside = path.relative_to(self.run.home).as_posix()
+                        yield self._file(path, f"{self.results}/{inside}")
+            record = records.record_path(self.run.home / output.path)
+            inside = record.relative_to(self.run.home).as_posix()
+            yield self._file(record, f"{self.results}/{inside}")
 
     def _left_out(self) -> Iterator[Any]:
         """digests.csv, and the weights of the SAEs if they are not in the archive."""
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(("path", "rule", "sha256", "in_archive"))
-        for record in sorted((self.run.home / "records").rglob("*.json")):
-            content = files.read_json(record)
-            inside = record.relative_to(self.run.home / "records").as_posix().removesuffix(".json")
-            path, digest = f"{self.results}/{inside}", content["sha256"]
-            included = self.crate.get(path) is not None
-            writer.writerow((path, content["rule"], digest, int(included)))
-            if inside.endswith(WEIGHTS) and not included:
+        for output in self.outputs:
+            path = f"{self.results}/{output.path}"
+            included = any(name == path or name.startswith(f"{path}/") for name in self.files)
+            writer.writerow((path, output.rule, output.sha256, int(included)))
+            if output.path.endswith(WEIGHTS) and not included:
                 yield self._context(
                     f"#{path}",
                     "CreativeWork",
                     name=path,
-                    sha256=digest,
+                    sha256=output.sha256,
                     description="Weights of an SAE, not in this archive",
                 )
         yield self._written(
@@ -256,19 +289,26 @@ class _Archive:
             description="The language model, not in this archive; sha256 is of its weights",
         )
 
-    def _data(self, results: Sequence[Any]) -> Iterator[Any]:
-        """The shipped data, which every run reads, and the data sets that are not shipped."""
+    def _data(self) -> Iterator[Any]:
+        """The shipped data, which every run reads, and what does not ship with the workflow."""
         for path in self.licences:
-            yield self.crate.get((DATA / path).as_posix())
+            yield self.files[(DATA / path).as_posix()]
+        if (source := self.run.settings.corpus.source) != "embedded":
+            yield self._context(
+                "#corpus",
+                "CreativeWork",
+                name=source,
+                description="The text on which the SAEs were trained, not in this archive",
+            )
         for name, settings in self.run.datasets.items():
             known = sorted({one for path in self._tables(settings) for one in self.licences[path]})
-            for entity in results:
-                if known and str(entity.id).startswith(f"{self.results}/datasets/{name}/"):
+            for path, entity in self.files.items():
+                if known and path.startswith(f"{self.results}/datasets/{name}/"):
                     entity["license"] = [self._licence(licence) for licence in known]
             if not known:
                 self.unknown.append(name)
                 yield self._context(
-                    f"#{name}",
+                    f"#{quote(name)}",
                     "CreativeWork",
                     name=name,
                     description=f"A data set that does not ship with the workflow: {settings.source}",
