@@ -7,25 +7,28 @@ from typing import Any
 
 from ghosttrack.errors import UserError
 
-# What TensorBoard finds event files by. tensorboardX adds the time and the host.
-PATTERN = "*tfevents*"
+# TensorBoard reads the files of a folder whose names have the word `tfevents`.
+NAME = "events.out.tfevents"
+VERSION = "brain.Event:2"
 
 
 class EventFile:
     """The event file of one training. Each number of a step is a point of a curve.
 
-    A training that is resumed replaces the file by one with the points that its checkpoint knows,
-    and adds the others. So every step is in the file once, whatever was killed and retried.
+    A training that is resumed writes its file anew: first the points that its checkpoint knows, then
+    the others. So every step is in the file once, whatever was killed and retried. A step takes the
+    same number of bytes each time, at the same place, so a TensorBoard that is open reads on as if
+    the training had never stopped.
     """
 
     def __init__(self, folder: Path, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Replace the event files in `folder` by one with `points`: steps and their numbers.
+        """Write the event file in `folder` with `points`: steps and their numbers by name.
 
         Raises:
             UserError: tensorboardX is not installed.
         """
         try:
-            from tensorboardX import event_file_writer
+            from tensorboardX import record_writer
             from tensorboardX.proto import event_pb2, summary_pb2
         except ImportError as error:
             raise UserError(
@@ -33,14 +36,10 @@ class EventFile:
                 "envs/requirements.txt, or set event_files: false"
             ) from None
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob(PATTERN):
-            old.unlink()
         self._event: Any = event_pb2.Event
         self._summary: Any = summary_pb2.Summary
-        self._writer: Any = event_file_writer.EventsWriter(str(folder / "events"))
-        # A TensorBoard that is open forgets the points of the replaced file when it reads this.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(step=0, session_log=start)
+        self._writer: Any = record_writer.RecordWriter(str(folder / NAME))
+        self._write(file_version=VERSION)
         for step, values in points:
             self._add(step, values)
         self._writer.flush()
@@ -61,4 +60,5 @@ class EventFile:
         self._write(step=step, summary=self._summary(value=numbers))
 
     def _write(self, **content: Any) -> None:
-        self._writer.write_event(self._event(wall_time=time.time(), **content))
+        event = self._event(wall_time=time.time(), **content)
+        self._writer.write(event.SerializeToString())
