@@ -48,7 +48,7 @@ check-gpu: $(READY) ## compare the GPU with the CPU and measure its speed (about
 	$(BIN)/python -m ghosttrack.cli.check_gpu $(ARGS)
 
 test: $(READY) ## all tests except the slow ones, which make test ARGS="-m slow" runs; a test whose software is missing (Slurm, a browser) is skipped with the reason
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: $(READY) ## the tests on random and damaged inputs with 10,000 examples each (in make test: 200)
 	$(BIN)/python benchmarks/run_all.py fuzz

@@ -23,6 +23,10 @@ PARTS = (
     "Makefile",
 )
 
+# Processes of pytest-xdist share the cores. Threads of two processes would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -85,6 +89,27 @@ SEED = int(os.environ.get("GHOSTTRACK_SEED") or random.SystemRandom().randrange(
 
 def pytest_report_header() -> str:
     return f"random walks: GHOSTTRACK_SEED={SEED}"
+
+
+# Longest first, so that all processes end at about the same time.
+FOLDERS = ("e2e", "slurm", "walks", "dag", "docs", "unit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the tests by folder."""
+    items.sort(key=lambda item: FOLDERS.index(item.path.relative_to(ROOT / "tests").parts[0]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Give a process whole files, and all end-to-end tests to one process: they share a finished run."""
+    from xdist.scheduler.loadfile import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "e2e" if nodeid.startswith("tests/e2e/") else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
