@@ -11,7 +11,7 @@ export PYTHONPATH := workflow_scripts
 # Some images set it; every job would then compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run dry-run status orphans score calibrate serve compare judge check-gpu test fuzz mutants benchmarks check docs site architectures env clean
+.PHONY: run dry-run status orphans score calibrate serve compare judge archive check-gpu test fuzz mutants benchmarks check docs site architectures env clean
 
 run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
 	$(BIN)/python -m ghosttrack.cli.launch --resources gpu=$(GPUS) mem_mb=$(MEM) --profile profiles/local $(ARGS)
@@ -37,6 +37,9 @@ compare: $(READY) ## finished runs side by side: make compare ARGS="results/gpt2
 
 judge: $(READY) ## scores that were made elsewhere, judged by the controls of a finished run: make judge ARGS="results/smollm2-135m my_scores.csv"
 	@$(BIN)/python -m ghosttrack.cli.judge $(ARGS)
+
+archive: $(READY) ## a finished run with its workflow as one file for an archive, an RO-Crate: make archive ARGS="results/smollm2-135m"
+	@$(BIN)/python -m ghosttrack.cli.archive $(ARGS)
 
 orphans: $(READY) ## jobs of a killed run that are still running, on this machine or on Slurm: make orphans ARGS="--wait" or ARGS="--cancel"
 	$(BIN)/python -m ghosttrack.planning.orphans $(ARGS)

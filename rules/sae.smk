@@ -38,6 +38,7 @@ rule train_sae:
         sae=settings_of("sae", "train_sae"),
         seed=settings_of("seed", "train_sae"),
         state="results/{model}/state/train_sae/layer_{layer}",
+        events=event_folder("train_sae/layer_{layer}"),
         # The waves of extraction read it to recognise a stale SAE. As a function of `resources` it is
         # no rerun trigger.
         training_digest=lambda wildcards, resources: training_digest(wildcards.model),
@@ -90,6 +91,7 @@ for MODEL in SHARED:
             sae=settings_of("sae", "train_shared_sae"),
             seed=settings_of("seed", "train_shared_sae"),
             state="results/{model}/state/train_shared_sae",
+            events=event_folder("train_shared_sae"),
             # As in train_sae.
             training_digest=lambda wildcards, resources: training_digest(wildcards.model),
             code=source_digest("train_shared_sae"),

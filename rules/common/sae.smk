@@ -8,6 +8,20 @@ def warm_start_files(wildcards):
     return [f"{folder}/sae_weights.safetensors", f"{folder}/cfg.json"]
 
 
+def event_folder(name):
+    """Param function: the folder of a training's event file, or None if the run writes none.
+
+    As a function of `resources` it is no rerun trigger.
+    """
+
+    def folder(wildcards, resources):
+        if not SETTINGS[wildcards.model].event_files:
+            return None
+        return f"results/{wildcards.model}/logs/events/{name.format(**wildcards)}"
+
+    return folder
+
+
 def null_rows_differ(wildcards):
     """Param function: whether there are random decoders that were fitted on other rows than the SAEs."""
     settings = SETTINGS[wildcards.model]

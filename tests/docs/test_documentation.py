@@ -238,19 +238,26 @@ def check_command(words: list[str], tmp_path: Path) -> None:
         assert all(word in source for word in given if word.startswith("--"))
     elif program == ".venv/bin/python" and given[:4] == ["-m", "pip", "install", "-r"]:
         assert all((ROOT / name).is_file() for name in given[4:])
+    elif program in ("docker", "apptainer"):
+        assert all((ROOT / word).exists() for word in given if word.startswith("envs"))
+        if given[0] == "run":
+            image = "ghosttrack" if program == "docker" else "ghosttrack.sif"
+            inner = given[given.index(image) + 1 :]
+            assert inner[:2] == ["--profile", "profiles/local"]
+            check_run(inner[2:], tmp_path)
     elif program == "cp":
         assert (ROOT / given[0]).exists()
     else:
         assert program in KNOWN_PROGRAMS or program.startswith(("VENV/", "lock/")), program
 
 
-KNOWN_PROGRAMS = ("source", "printf", "export", "python3", "curl")
+KNOWN_PROGRAMS = ("source", "printf", "export", "python3", "curl", "pip", "tensorboard")
 
 
 @pytest.mark.parametrize("block", blocks("sh"), ids=block_id)
 def test_commands_fit_the_makefile_and_the_parsers(block: Block, tmp_path: Path) -> None:
     subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
-    for line in block.text.splitlines():
+    for line in block.text.replace("\\\n", " ").splitlines():
         for command in re.split(r" && | > ", line)[: 1 if " > " in line else None]:
             if words := shlex.split(command, comments=True):
                 check_command(words, tmp_path)

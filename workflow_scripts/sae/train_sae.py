@@ -39,10 +39,12 @@ def main(
     training_digest: str,
     checkpoint_seconds: float = 60.0,
     cuda_graph: bool = False,
+    events: Path | None = None,
 ) -> None:
     """Train, resuming from `state`; write a SAELens folder and the loss history; remove `state`.
 
     `warm_start_layer`: weights and cfg of the autoencoder for a warm start; empty: random directions.
+    `events`: folder of the event file, if the run writes event files.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -69,6 +71,7 @@ def main(
             unfold_normalisation(sae_model.load_files(*warm_start_layer))
             if warm_start_layer
             else None,
+            events=events,
         )
         batches = ChunkSampler(
             store, sae.batch, seed, resident, device=device, epochs=dictionary.settings.epochs

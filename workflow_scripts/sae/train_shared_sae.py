@@ -36,11 +36,13 @@ def main(
     training_digest: str,
     resident_mb: int = 1536,  # half of the memory of the rule's first attempt
     cuda_graph: bool = False,
+    events: Path | None = None,
 ) -> None:
     """Train, resuming from `state`; write a SAELens folder and the loss history of each layer.
 
     `weights`, `cfg` and `history` are in the order of `layers`. `stores` and `manifests` have the
     same number of shards for each layer, in the same order. `state` is removed at the end.
+    `events`: folder of the event file, if the run writes event files.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -66,7 +68,7 @@ def main(
                 device=device,
                 epochs=sae.epochs,
             ),
-            [Dictionary(sae, seed, state)],
+            [Dictionary(sae, seed, state, events=events)],
             micro_batch=micro_batch,
             code=code_digest.source_digest("train_shared_sae"),
             label="SAE of all layers",

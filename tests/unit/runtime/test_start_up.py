@@ -120,6 +120,11 @@ def test_a_script_imports_only_what_its_environment_has(script: str) -> None:
     assert not wrong, f"imports that envs/{ENVIRONMENTS[script]}.yaml lacks: {wrong}"
 
 
+def test_event_files_are_imported_only_when_one_is_written() -> None:
+    assert "torch" in chains(SCRIPTS / "sae" / "train_sae.py")
+    assert not [script for script in ENVIRONMENTS if "tensorboardX" in chains(SCRIPTS / script)]
+
+
 def test_sklearn_is_imported_only_where_it_is_used() -> None:
     assert not [script for script in ENVIRONMENTS if "sklearn" in chains(SCRIPTS / script)]
 

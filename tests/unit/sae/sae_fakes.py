@@ -78,9 +78,10 @@ def train_one(
     seed: int,
     state: Path,
     warm_start: WarmStart | None = None,
+    events: Path | None = None,
     **options: Any,
 ) -> TrainedSae:
     """Train one dictionary on one layer."""
-    dictionary = Dictionary(settings, seed, state, warm_start)
+    dictionary = Dictionary(settings, seed, state, warm_start, events=events)
     ((trained,),) = train([TrainingLayer(store, batches)], [dictionary], **options)
     return trained

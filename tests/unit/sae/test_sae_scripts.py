@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import small_models
 import torch
+from event_reader import points
 from sae_fakes import SMALL, planted
 
 from ghosttrack import sae
@@ -330,7 +331,12 @@ def test_one_dictionary_for_two_layers_is_written_twice_and_twice_the_same(tmp_p
             state=tmp_path / "state",
             model="tiny",
             training_digest="",
+            events=tmp_path / "events" if name == "two" else None,
         )
+    rows = (tmp_path / "two" / "layer_02" / "history.csv").read_text().splitlines()[1:]
+    assert [step for step, _ in points(tmp_path / "events")["loss"]] == [
+        int(row.split(",")[0]) for row in rows
+    ]
     for place in ("layer_02", "layer_04"):
         for file in ("sae_weights.safetensors", "cfg.json", "history.csv"):
             assert (tmp_path / "one" / place / file).read_bytes() == (

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from event_reader import points
 from sae_fakes import SMALL, MemoryBatches, MemoryRows, planted, train_one
 
 from ghosttrack.errors import UserError
@@ -32,6 +33,7 @@ def run(
     fail_at: int | None = None,
     micro_batch: int = 1024,
     checkpoint_seconds: float = 0.0,
+    events: Path | None = None,
 ) -> TrainedSae:
     if state != Path(os.devnull):
         state.mkdir(exist_ok=True)
@@ -44,6 +46,7 @@ def run(
         state=state,
         micro_batch=micro_batch,
         checkpoint_seconds=checkpoint_seconds,
+        events=events,
     )
 
 
@@ -158,6 +161,51 @@ def test_each_architecture_resumes_in_the_same_bytes(
     resumed = run(tmp_path / "killed", settings)
     assert weight_bytes(resumed) == weight_bytes(whole)
     assert resumed.history == whole.history
+
+
+def curves(trained: TrainedSae) -> dict[str, list[tuple[int, float]]]:
+    """What an event file should hold: every number of the history in single precision."""
+    names = ("loss", "fvu", "l0", "dead", "learning_rate")
+    return {
+        name: [(row.step, float(np.float32(getattr(row, name)))) for row in trained.history]
+        for name in names
+    }
+
+
+def test_the_event_file_is_the_history_and_changes_no_byte(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain", checkpoint_seconds=3600.0)
+    watched = run(tmp_path / "watched", checkpoint_seconds=3600.0, events=tmp_path / "events")
+    assert weight_bytes(watched) == weight_bytes(plain)
+    assert points(tmp_path / "events") == curves(plain)
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 30])
+def test_a_resumed_training_has_every_point_once(killed_at: int, tmp_path: Path) -> None:
+    events, state = tmp_path / "events", tmp_path / "state"
+    whole = run(tmp_path / "whole", checkpoint_seconds=3600.0)
+    with pytest.raises(InterruptedError):
+        run(state, fail_at=killed_at, events=events)
+    assert run(state, events=events).history == whole.history
+    assert points(events) == curves(whole)
+
+
+def test_points_after_the_last_checkpoint_are_not_written_twice(tmp_path: Path) -> None:
+    events, state = tmp_path / "events", tmp_path / "state"
+    with pytest.raises(InterruptedError):
+        run(state, fail_at=20, events=events)
+    with pytest.raises(InterruptedError):  # 20 further steps, none of which is saved
+        run(state, fail_at=40, checkpoint_seconds=3600.0, events=events)
+    assert points(events)["loss"][-1][0] == 40
+    whole = run(state, events=events)
+    assert points(events) == curves(whole)
+
+
+def test_the_setting_may_change_between_two_attempts(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", checkpoint_seconds=3600.0)
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "state", fail_at=30)
+    run(tmp_path / "state", events=tmp_path / "events")
+    assert points(tmp_path / "events") == curves(whole)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -45,6 +45,7 @@ COMMANDS = {
     "serve": "cli/serve.py",
     "compare": "cli/compare.py",
     "judge": "cli/judge.py",
+    "archive": "cli/archive.py",
     "status": "cli/status.py",
     "orphans": "planning/orphans.py",
 }

@@ -108,6 +108,11 @@ def jobs(
     return sorted(run_jobs, key=lambda job: PHASES.index(job.phase))
 
 
+def outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> list[str]:
+    """Outputs of the run by which `jobs` decides, relative to the model's folder."""
+    return [path for _, _, paths in _outputs(settings, datasets) for path in paths]
+
+
 def layers(settings: Settings, results: Path) -> list[Layer]:
     """Progress of every analysed layer."""
     home = results / settings.model

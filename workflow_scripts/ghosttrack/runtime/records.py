@@ -28,8 +28,9 @@ CACHED_BYTES = 1 << 20
 # Digests of younger files are not cached: such a file could change within the resolution of its
 # date.
 SETTLED_SECONDS = 2.0
-# Params without influence on results: folders of checkpoints, and values that are only checked.
-UNTRACKED_PARAMS = frozenset({"state", "training_digest", "expected"})
+# Params without influence on results: folders of checkpoints and of event files, and values that are
+# only checked.
+UNTRACKED_PARAMS = frozenset({"state", "events", "training_digest", "expected"})
 # Names of inputs that a job waits for but does not read.
 ORDER_ONLY_INPUTS = ("earlier",)
 # Longest time for which a node may see the old version of a file on a shared file system (NFS: 60

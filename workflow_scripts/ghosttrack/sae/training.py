@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import files
+from ghosttrack.runtime.event_files import EventFile
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.sae import speed
 from ghosttrack.sae.adam import beta2
@@ -68,6 +69,13 @@ class HistoryRow(NamedTuple):
     dead: int
     learning_rate: float
 
+    @property
+    def point(self) -> tuple[int, dict[str, float]]:
+        """The step and its numbers by name, for an event file."""
+        values = self._asdict()
+        del values["step"], values["tokens"]  # two names of the same axis
+        return self.step, values
+
 
 class TrainingLayer(NamedTuple):
     """Training rows of one layer."""
@@ -84,6 +92,7 @@ class Dictionary(NamedTuple):
     state: Path  # folder of its checkpoints; the caller locks it, and removes it on success
     warm_start: WarmStart | None = None  # initial weights; None: random directions
     frozen_decoder: bool = False  # the decoder keeps its initial directions
+    events: Path | None = None  # folder of its event file; None: no event file
 
 
 class TrainedSae(NamedTuple):
@@ -187,20 +196,25 @@ def train(
         _Run(layers, dictionary, micro_batch, {"order": order, "code": code}, target, cuda_graph)
         for dictionary in dictionaries
     ]
-    normalisers = next((run.normalisers for run in runs if run.normalisers), None) or [
-        fit_normaliser(layer.store) for layer in layers
-    ]
-    read = _reader(layers, normalisers, target)
-    first_batch = None
-    for run in runs:
-        run.normalisers = normalisers
-        if run.step == 0 and run.dictionary.warm_start is not None:
-            run.engine.warm_start(run.dictionary.warm_start.threshold)
-        elif run.step == 0:
-            first_batch = read(0) if first_batch is None else first_batch
-            run.engine.initialise(first_batch)
-    _train(runs, read, label, checkpoint_seconds)
-    return [run.export(layers) for run in runs]
+    try:
+        normalisers = next((run.normalisers for run in runs if run.normalisers), None) or [
+            fit_normaliser(layer.store) for layer in layers
+        ]
+        read = _reader(layers, normalisers, target)
+        first_batch = None
+        for run in runs:
+            run.normalisers = normalisers
+            if run.step == 0 and run.dictionary.warm_start is not None:
+                run.engine.warm_start(run.dictionary.warm_start.threshold)
+            elif run.step == 0:
+                first_batch = read(0) if first_batch is None else first_batch
+                run.engine.initialise(first_batch)
+        _train(runs, read, label, checkpoint_seconds)
+        return [run.export(layers) for run in runs]
+    finally:
+        for run in runs:
+            if run.events is not None:
+                run.events.close()
 
 
 def _reader(
@@ -320,6 +334,11 @@ class _Run:
         self.checkpoints = Checkpoints(dictionary.state, files.sha256_json(content))
         if checkpoint := self.checkpoints.latest():
             self.restore(checkpoint)
+        self.events = (
+            EventFile(dictionary.events, [row.point for row in self.history])
+            if dictionary.events
+            else None
+        )
         self.first, self.seconds, self.saved = self.step, 0.0, time.monotonic()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -350,6 +369,8 @@ class _Run:
             tokens = self.step * self.dictionary.settings.batch
             self.history.append(HistoryRow(self.step, tokens, loss, fvu, l0, result.dead, rate))
             self.sums.zero_()
+            if self.events is not None:
+                self.events.add(*self.history[-1].point)
 
     def save(self) -> None:
         scales = [normaliser.scale for normaliser in self.normalisers]

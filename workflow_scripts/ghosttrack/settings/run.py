@@ -52,6 +52,12 @@ class Settings(Section):
         "the run has only one of these kinds, one mean is enough. The run also fails if no data "
         "set can support the claim.",
     )
+    event_files: bool = Field(
+        False,
+        description="Whether the training of SAEs also writes its loss, FVU, L0, dead features and "
+        "learning rate to event files, which TensorBoard shows while an SAE trains. They are in "
+        "results/MODEL/logs/events. The setting changes no result, and reruns nothing.",
+    )
     datasets: list[names.DatasetName] = Field(
         [
             "cities",
