@@ -2,12 +2,13 @@
 def chosen_settings(wildcards):
     """Param function: settings that differ from their defaults, for the report."""
     found = SETTINGS[wildcards.model]
-    # The model's manifest names its source; the disk budget changes no result.
+    # The model's manifest names its source; the disk budget and the event files change no result.
     hidden = {
         "source": True,
         "model_path": True,
         "plan": True,
         "score": True,
+        "event_files": True,
         "activations": {"disk_budget_gb", "rows_per_job"},
     }
     chosen = found.model_dump(mode="json", exclude_defaults=True, exclude=hidden)

@@ -32,8 +32,8 @@ def environment(house: Path) -> dict[str, str]:
 
 
 def planned(house: Path, *arguments: str) -> dict[str, int]:
-    """Jobs that a dry run would start, without the bookkeeping target."""
-    result = snakemake(house, *RUN, "-n", *arguments)
+    """Jobs that a dry run with `arguments`, after `--config model=...`, would start, without the bookkeeping target."""
+    result = snakemake(house, "-n", *RUN, *arguments)
     assert result.returncode == 0, result.stderr
     counts = job_counts(result.stdout + result.stderr)
     if not counts:
