@@ -9,8 +9,8 @@ import pytest
 
 from ghosttrack.runtime import files, records
 from tests.conftest import copy_house, job_counts, snakemake
-from tests.e2e.test_stores_in_the_workflow import arguments, limited
 from tests.e2e.tiny_runs import MODEL, RUN, contents, launch, planned
+from tests.e2e.waves import arguments, limited
 
 pytestmark = pytest.mark.e2e
 
@@ -173,11 +173,11 @@ def test_results_that_are_a_link_and_moved_results_have_nothing_to_do(
     assert planned(house) == {}
 
 
-def test_one_lost_sae_costs_one_extraction_pass_and_one_training(tmp_path: Path) -> None:
-    house = copy_house(tmp_path / "house")
+def test_one_lost_sae_costs_one_extraction_pass_and_one_training(
+    three_at_once: tuple[Path, str, int], tmp_path: Path
+) -> None:
+    house = Path(shutil.copytree(three_at_once[0], tmp_path / "house", symlinks=True))
     given = arguments(limited(3))
-    first = launch(house, *given, "--", "saes")
-    assert first.returncode == 0, first.stderr[-3000:]
     before = contents(house)
     assert not list(results(house).rglob("activations/*/*.zarr"))
     (results(house) / "saes/layer_01/sae_weights.safetensors").unlink()

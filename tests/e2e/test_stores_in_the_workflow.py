@@ -1,93 +1,21 @@
 """Activation stores in the real workflow: within the disk budget, repaired by one job, a failed layer repeated alone."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from ghosttrack.planning import plan
-from ghosttrack.planning.configuration import load
-from ghosttrack.settings import Settings
-from tests.conftest import ROOT, copy_house, job_counts, snakemake
-from tests.e2e.tiny_runs import MODEL, RUN, contents, environment, planned
+from tests.conftest import copy_house, job_counts, snakemake
+from tests.e2e.tiny_runs import MODEL, RUN, contents, planned
+from tests.e2e.waves import arguments, limited, run_and_watch
 
 pytestmark = pytest.mark.e2e
-
-# Six layers of two stores each, so that groups of one, two and three layers are different plans.
-SIZES = {
-    "dimensions": {"n_layers": 6, "d_model": 64},
-    "corpus": {"tokens": 32_768, "heldout_tokens": 4096},
-    "activations": {"rows_per_job": 16_384},
-    "sae": {"epochs": 1},
-}
-
-
-def limited(group: int) -> Settings:
-    """The settings with the smallest budget that holds `group` layers."""
-    (free,) = load({"model": MODEL, **SIZES}, ROOT / "config").values()
-    budget = (group * plan.layer_bytes(free) + plan.heldout_bytes(free) + 1000) / 1e9
-    return free.model_copy(
-        update={"activations": free.activations.model_copy(update={"disk_budget_gb": budget})}
-    )
-
-
-def arguments(settings: Settings) -> list[str]:
-    """As on the command line."""
-    budget = settings.activations.disk_budget_gb
-    asked = {
-        **SIZES,
-        "activations": {
-            **SIZES["activations"],
-            "disk_budget_gb": "null" if budget is None else budget,
-        },
-    }
-    return [f"{key}={values}".replace("'", "") for key, values in asked.items()]
-
-
-def disk_used(house: Path) -> int:
-    """Bytes of training and held-out activations, as the file system counts them."""
-    total = 0
-    for name in ("activations", "heldout"):
-        for folder, _, names in os.walk(house / "results" / MODEL / name):
-            for each in names:
-                try:
-                    total += (Path(folder) / each).stat().st_blocks * 512
-                except FileNotFoundError:  # just deleted or renamed
-                    continue
-    return total
-
-
-def run_and_watch(house: Path, *config: str, target: str = "saes") -> tuple[int, str, int]:
-    """Exit code, screen, and the most disk that was seen in use."""
-    with (house / "screen").open("w+") as screen:
-        command = [sys.executable, "-m", "ghosttrack.cli.launch", *RUN, *config, "--", target]
-        peak = 0
-        with subprocess.Popen(
-            command, cwd=house, env=environment(house), stdout=screen, stderr=screen
-        ) as run:
-            while run.poll() is None:
-                peak = max(peak, disk_used(house))
-                time.sleep(0.05)
-        screen.seek(0)
-        return run.returncode, screen.read(), peak
 
 
 def jobs_run(screen: str) -> list[str]:
     return re.findall(r"\(Rule: (\w+)", screen)
-
-
-@pytest.fixture(scope="module")
-def three_at_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
-    """A house whose SAEs are trained in two waves of three layers; its screen, and the most disk that was in use."""
-    house = copy_house(tmp_path_factory.mktemp("three") / "house")
-    code, screen, peak = run_and_watch(house, *arguments(limited(3)))
-    assert code == 0, screen[-4000:]
-    return house, screen, peak
 
 
 def assert_kept_within(group: int, house: Path, screen: str, peak: int) -> None:
@@ -101,20 +29,11 @@ def assert_kept_within(group: int, house: Path, screen: str, peak: int) -> None:
     assert not list((house / "results" / MODEL).rglob("*.partial"))
 
 
-@pytest.mark.parametrize("group", [1, 2])
-def test_activations_on_disk_stay_within_the_budget_also_when_all_is_trained_again(
-    group: int, tmp_path: Path
-) -> None:
+def test_activations_of_one_layer_at_once_stay_within_their_budget(tmp_path: Path) -> None:
     house = copy_house(tmp_path / "house")
-    code, screen, peak = run_and_watch(house, *arguments(limited(group)))
+    code, screen, peak = run_and_watch(house, *arguments(limited(1)))
     assert code == 0, screen[-4000:]
-    assert_kept_within(group, house, screen, peak)
-    if group == 2:
-        # Every SAE is there, and out of date: the waves must wait for each other none the less.
-        stale = [each.replace("epochs: 1", "epochs: 1, k: 8") for each in arguments(limited(group))]
-        code, screen, peak = run_and_watch(house, *stale)
-        assert code == 0, screen[-4000:]
-        assert_kept_within(group, house, screen, peak)
+    assert_kept_within(1, house, screen, peak)
 
 
 def test_three_layers_at_once_stay_within_their_budget_too(
@@ -161,7 +80,7 @@ def test_what_a_repair_under_a_budget_leaves_is_named_and_may_be_deleted(
     ]
 
 
-def test_a_layer_that_fails_inside_a_wave_is_repeated_alone_and_the_waves_go_on(
+def test_two_layers_at_once_also_when_one_fails_and_when_all_are_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = copy_house(tmp_path / "house")
@@ -169,6 +88,7 @@ def test_a_layer_that_fails_inside_a_wave_is_repeated_alone_and_the_waves_go_on(
     monkeypatch.setenv("GHOSTTRACK_FAULTS", '[{"job": "train_sae/layer_02", "kind": "error"}]')
     code, screen, _ = run_and_watch(house, *given)
     monkeypatch.delenv("GHOSTTRACK_FAULTS")
+    # The failed layer is repeated alone, and the waves go on.
     assert code == 1
     assert "a fault of GHOSTTRACK_FAULTS" in screen
     assert (
@@ -193,6 +113,12 @@ def test_a_layer_that_fails_inside_a_wave_is_repeated_alone_and_the_waves_go_on(
     assert [name for name in again if name.startswith("extract_activations")] == [
         "extract_activations_tiny_gpt2_wave_02"
     ] * 2
+
+    # Every SAE is there, and out of date: the waves must wait for each other none the less.
+    stale = [each.replace("epochs: 1", "epochs: 1, k: 8") for each in given]
+    code, screen, peak = run_and_watch(house, *stale)
+    assert code == 0, screen[-4000:]
+    assert_kept_within(2, house, screen, peak)
 
 
 def flip_a_bit(path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.walks.workflow.scripts.work import content
 pytestmark = pytest.mark.e2e
 
 WORKFLOW = Path(__file__).parent / "workflow"
-WALKS = int(os.environ.get("GHOSTTRACK_WALKS") or 20)
+WALKS = int(os.environ.get("GHOSTTRACK_WALKS") or 12)
 STEPS = 9
 # Results of every run, those of a layer behind the others.
 FILES = ("datasets/d/examples", "evaluation/metrics", "report.html")
