@@ -46,8 +46,9 @@ _FETCHED_COPIES = 2.8
 _CONTEXTS, _STREAMS = 16, 40
 # Threads that encode at once in mode int8s, rows that each one encodes, and copies that it holds.
 _WRITERS, _CHUNK_ROWS, _ENCODED_COPIES = 4, 4096, 5
-# Positions whose logits a job computes at once, and arrays of that size that it holds.
-_HEAD_ROWS, _HEAD_COPIES = 256, 2
+# Positions whose logits a job computes at once, and arrays of that size that it holds. Where their
+# number differs from text to text, the heap also keeps freed blocks that the next one does not fit.
+_HEAD_ROWS, _HEAD_COPIES, _FREED_COPIES = 256, 2, 2
 # Tokens of texts that are read together, and rows of examples that are put in order in memory: see
 # `activations.example_extraction`.
 _PACKED, _WINDOW_EXAMPLES = 2048, 4096
@@ -275,6 +276,7 @@ def examples(run: Run) -> int:
             _FP32 * (packed + 2 * window)
             + _parameter_bytes(run) * cached
             + _head(run)
+            + _FP32 * _HEAD_ROWS * run.vocabulary * _FREED_COPIES
             + _tokenizer(run)
             + _table(run.largest)
             + _LOOKBACK_COPIES * _lookback(run)
