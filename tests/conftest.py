@@ -100,8 +100,13 @@ FOLDERS = ("e2e", "slurm", "walks", "dag", "docs", "unit")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the tests by folder."""
-    items.sort(key=lambda item: FOLDERS.index(item.path.relative_to(ROOT / "tests").parts[0]))
+    """Sort the tests by folder; the large files of tests/unit come before its folders."""
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        parts = item.path.relative_to(ROOT / "tests").parts
+        return FOLDERS.index(parts[0]), len(parts)
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
