@@ -5,10 +5,12 @@ import inspect
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ghosttrack.activations import packed_texts
 from ghosttrack.detection import fold_ridge
 from ghosttrack.planning import data_sizes, memory
 from ghosttrack.planning.configuration import load
@@ -43,7 +45,7 @@ def run_of(texts: int = 800, gpu: bool = False, **config: Any) -> Run:
     assert settings.dimensions is not None
     vocabulary = settings.dimensions.vocab_size or data_sizes.VOCABULARY
     sizes = {"one": Texts(texts, 2 * texts), "other": Texts(texts // 2, texts)}
-    return Run(settings, settings.sae.d_sae, sizes, vocabulary, None, 4, gpu)
+    return Run(settings, settings.sae.d_sae, sizes, vocabulary, None, 4, True, gpu)
 
 
 def test_every_formula_is_a_positive_whole_number() -> None:
@@ -74,6 +76,40 @@ def test_weights_take_the_bytes_of_the_data_type_in_which_they_run(
 ) -> None:
     run = run_of(inference={"dtype": dtype})._replace(parameters=10, stored=2, gpu=gpu)
     assert memory.model_weights(run) == 10 * expected
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "rows"),
+    [(100, 256), (50_257, 256), (128_256, 130), (262_144, 64), (10_000_000, 32)],
+)
+def test_the_logits_at_once_have_about_the_same_size_with_any_vocabulary(
+    vocabulary: int, rows: int
+) -> None:
+    text_part = SimpleNamespace(vocab_size=vocabulary)
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text_part))
+    assert packed_texts.head_rows(model) == rows
+    assert memory._head_block(run_of()._replace(vocabulary=vocabulary)) == 4 * rows * vocabulary
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gpu", "stored", "transposed", "copied"),
+    [
+        ("auto", False, 4, False, False),
+        ("float32", False, 4, False, False),
+        ("auto", True, 2, False, False),
+        ("auto", False, 4, True, True),
+        ("auto", False, 2, False, True),
+        ("float16", False, 2, False, True),
+    ],
+)
+def test_weights_that_need_no_conversion_stay_in_their_mapped_file(
+    dtype: str, gpu: bool, stored: int, transposed: bool, copied: bool
+) -> None:
+    run = run_of(inference={"dtype": dtype})._replace(stored=stored, transposed=transposed, gpu=gpu)
+    one, two = (run._replace(parameters=number * 10**10) for number in (1, 2))
+    weights = memory.model_weights(one) / 1e6
+    file = 10_000 * stored * copied
+    assert memory.extraction(two, [0]) - memory.extraction(one, [0]) == weights + file
 
 
 def grows(name: str, larger: Run, than: Run | None = None) -> None:
@@ -264,16 +300,26 @@ def write_header(path: Path, **shapes: tuple[int, ...]) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text)
 
 
+def test_a_llama_stores_its_dense_layers_as_they_are_used(tmp_path: Path) -> None:
+    folder = tmp_path / "gpt2-small" / "model"
+    folder.mkdir(parents=True)
+    write_header(folder / "model.safetensors", wte=(17, 8))
+    (folder / "config.json").write_text(
+        '{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 8, "vocab_size": 17}'
+    )
+    assert not data_sizes.model_numbers(settings_of(), tmp_path).transposed
+
+
 def test_parameters_and_vocabulary_come_from_the_fetched_model(tmp_path: Path) -> None:
     settings = settings_of(dimensions={"n_layers": 12, "d_model": 768, "vocab_size": None})
-    assert data_sizes.model_numbers(settings, tmp_path) == (data_sizes.VOCABULARY, None, 4)
+    assert data_sizes.model_numbers(settings, tmp_path) == (data_sizes.VOCABULARY, None, 4, True)
     folder = tmp_path / "gpt2-small" / "model"
     folder.mkdir(parents=True)
     write_header(folder / "model.safetensors", wte=(17, 8), bias=(8,))
     (folder / "config.json").write_text(
         '{"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "vocab_size": 17}'
     )
-    assert data_sizes.model_numbers(settings, tmp_path) == (17, 17 * 8 + 8, 4)
+    assert data_sizes.model_numbers(settings, tmp_path) == (17, 17 * 8 + 8, 4, True)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 20, struct.pack("<Q", 2) + b"[]"])

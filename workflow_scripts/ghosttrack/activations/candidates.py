@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ghosttrack.activations.example_tokens import Encoded, common_length
-from ghosttrack.activations.packed_texts import HEAD_ROWS, Pack, logits_of
+from ghosttrack.activations.packed_texts import Pack, head_rows, logits_of
 from ghosttrack.activations.store import smallest_float
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
@@ -184,7 +184,7 @@ class Candidates:
         """Logits of some tokens, (rows, tokens), from hidden states (rows, d)."""
         parameter = next(self._model.parameters())
         parts = []
-        for rows in torch.split(hidden, HEAD_ROWS):
+        for rows in torch.split(hidden, head_rows(self._model)):
             states = rows.to(parameter.device, parameter.dtype)
             logits = logits_of(self._model, states if norm is None else norm(states))
             parts.append(logits[:, torch.from_numpy(tokens).to(logits.device)].cpu().numpy())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ghosttrack.activations.candidates import final_norm
 from ghosttrack.activations.example_tokens import SHARED_TOKENS, Encoded, encode
-from ghosttrack.activations.packed_texts import HEAD_ROWS, Pack, PackedReader, logits_of
+from ghosttrack.activations.packed_texts import Pack, PackedReader, head_rows, logits_of
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import chat, models
 from ghosttrack.inputs.sites import Site, site_modules
@@ -215,10 +215,8 @@ def _pass(
 def _logits(model: Any, hidden: Tensor, chosen: Sequence[Comparison]) -> Tensor:
     """Logit differences (comparisons,) of final hidden states (comparisons, d)."""
     pairs = torch.tensor([[one.first, one.second] for one in chosen], device=hidden.device)
-    parts = []
-    for rows, tokens in zip(
-        torch.split(hidden, HEAD_ROWS), torch.split(pairs, HEAD_ROWS), strict=True
-    ):
+    parts, block = [], head_rows(model)
+    for rows, tokens in zip(torch.split(hidden, block), torch.split(pairs, block), strict=True):
         both = logits_of(model, rows).gather(1, tokens)
         parts.append(both[:, 0] - both[:, 1])
     return torch.cat(parts)

@@ -25,11 +25,12 @@ log = logging.getLogger("ghosttrack")
 # in vain, a tenth of the time at 256 tokens with d_model 576; short sequences do not keep a
 # processor busy.
 TOKENS = 8
-# Positions whose logits are computed at once: 256 x 50,000 x 4 bytes are 51 MB, in a few copies.
-HEAD_ROWS = 256
 # Positions whose statistics are computed at once on a CPU: their log-probabilities stay in the
 # cache. 256 positions at once take three times as long.
 STATISTICS_ROWS = 32
+# Positions whose logits are computed at once, and bytes of their logits, at most. With 50,000
+# tokens, 256 positions take 51 MB; with 262,144 tokens, 64 positions take 67 MB.
+HEAD_ROWS, HEAD_BYTES = 256, 2**26
 # Prefixes that are kept as KV caches, in tokens: 189 MB with 30 layers of 192 keys and values.
 # Texts come in the order of their prefixes, so that few are in use at once.
 CACHED_TOKENS = 4096
@@ -326,9 +327,10 @@ class PackedReader:
         places, index = np.unique(place, return_inverse=True)
         order = np.argsort(index, kind="stable")
         ordered = index[order]
-        step = STATISTICS_ROWS if final.device.type == "cpu" else HEAD_ROWS
-        for head in range(0, len(places), HEAD_ROWS):
-            rows = torch.from_numpy(places[head : head + HEAD_ROWS]).to(final.device)
+        block = head_rows(self._model)
+        step = STATISTICS_ROWS if final.device.type == "cpu" else block
+        for head in range(0, len(places), block):
+            rows = torch.from_numpy(places[head : head + block]).to(final.device)
             logits = logits_of(self._model, final[rows])  # (places, vocabulary)
             for start, part in enumerate(torch.split(logits, step)):
                 first = head + start * step
@@ -404,6 +406,16 @@ def _as_bool(mask: torch.Tensor, length: int) -> torch.Tensor:
             f"a mask of shape {tuple(mask.shape)}, expected (1, 1, {length}, {length})"
         )
     return mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
+
+
+def head_rows(model: Any) -> int:
+    """Positions whose logits are computed at once: fewer with a large vocabulary.
+
+    Every block of logits then has about the same size, so a job's memory does not grow with the
+    vocabulary.
+    """
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    return min(HEAD_ROWS, max(STATISTICS_ROWS, HEAD_BYTES // (4 * vocabulary)))
 
 
 def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,8 @@ _LAYERS = (
 _WIDTH = ("n_embed", "hidden_size", "n_embd", "d_model", "embed_dim", "dim", "emb_dim")
 # Architectures whose number of blocks differs from these keys; transformers determines it.
 _COMPUTED = ("longcat_flash",)
+# Architectures whose checkpoints store the matrices of dense layers as (inputs, outputs).
+_TRANSPOSED = ("ctrl", "gpt2", "imagegpt", "openai-gpt")
 
 
 class ModelSizes(NamedTuple):
@@ -36,6 +38,8 @@ class ModelSizes(NamedTuple):
     d_model: int
     max_context: int  # longest input in tokens; sys.maxsize: no limit
     vocab_size: int | None  # None: not stated
+    # Whether the dense layers are stored transposed: `models.load_model` makes a copy of each.
+    transposed: bool
 
 
 def read_sizes(path: Path, key: str) -> ModelSizes:
@@ -54,7 +58,8 @@ def read_sizes(path: Path, key: str) -> ModelSizes:
         sizes = _from_transformers(path, key, about)
     vocabulary = _text_part(about).get("vocab_size")
     stated = vocabulary if type(vocabulary) is int and vocabulary > 0 else None
-    return ModelSizes(*sizes, _limit(about, path, key), stated)
+    transposed = about.get("model_type") in _TRANSPOSED
+    return ModelSizes(*sizes, _limit(about, path, key), stated, transposed)
 
 
 def read_limit(path: Path, key: str) -> int:

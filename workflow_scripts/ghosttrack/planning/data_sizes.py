@@ -157,6 +157,7 @@ class ModelNumbers(NamedTuple):
     vocabulary: int
     parameters: int | None  # None: not known
     stored: int = 4  # bytes of a parameter in the checkpoint
+    transposed: bool = True  # whether dense layers are stored transposed, which loading mends
 
 
 def model_numbers(settings: Settings, results: Path) -> ModelNumbers:
@@ -183,12 +184,12 @@ def _numbers(folder: Path) -> ModelNumbers | None:
     if folder not in _KNOWN:
         found = checkpoint(sorted(folder.glob("*.safetensors")))
         try:
-            vocabulary = model_sizes.read_sizes(folder / "config.json", "source.id").vocab_size
+            sizes = model_sizes.read_sizes(folder / "config.json", "source.id")
         except UserError:
             return None
-        if found is None or vocabulary is None:
+        if found is None or sizes.vocab_size is None:
             return None
-        _KNOWN[folder] = ModelNumbers(vocabulary, *found)
+        _KNOWN[folder] = ModelNumbers(sizes.vocab_size, *found, sizes.transposed)
     return _KNOWN[folder]
 
 

@@ -46,9 +46,12 @@ _FETCHED_COPIES = 2.8
 _CONTEXTS, _STREAMS = 16, 40
 # Threads that encode at once in mode int8s, rows that each one encodes, and copies that it holds.
 _WRITERS, _CHUNK_ROWS, _ENCODED_COPIES = 4, 4096, 5
-# Positions whose logits a job computes at once, and arrays of that size that it holds. Where their
-# number differs from text to text, the heap also keeps freed blocks that the next one does not fit.
-_HEAD_ROWS, _HEAD_COPIES, _FREED_COPIES = 256, 2, 2
+# Positions whose logits a job computes at once, and bytes of these logits, at most, as in
+# `activations.packed_texts`; the number of positions that is always computed at once.
+_HEAD_ROWS, _HEAD_BYTES, _LEAST_HEAD_ROWS = 256, 2**26, 32
+# Arrays of that size that a job holds. Where the number of positions differs from text to text, the
+# heap also keeps freed blocks that the next one does not fit.
+_HEAD_COPIES, _FREED_COPIES = 2, 2
 # Tokens of texts that are read together, and rows of examples that are put in order in memory: see
 # `activations.example_extraction`.
 _PACKED, _WINDOW_EXAMPLES = 2048, 4096
@@ -114,6 +117,7 @@ class Run(NamedTuple):
     vocabulary: int
     parameters: int | None = None  # of the model, if its weights are at hand
     stored: int = _FP32  # bytes of a parameter in the checkpoint
+    transposed: bool = True  # whether the checkpoint stores dense layers transposed
     gpu: bool = False  # whether jobs with an accelerator load the libraries of a GPU
 
     @property
@@ -213,7 +217,16 @@ def _with_model(run: Run) -> int:
 
 
 def _or_loading(run: Run, held: int) -> int:
-    """The larger one of what a job holds later, and the weights beside their mapped file."""
+    """The larger one of what a job holds later, and the weights beside their mapped file.
+
+    Weights that need no conversion stay in the mapped file.
+    """
+    same = run.stored == _parameter_bytes(run) and run.settings.inference.dtype in (
+        "auto",
+        "float32",
+    )
+    if same and not run.transposed:
+        return held
     mapped = _mb(run.stored * _parameters(run))
     return max(held, _with_model(run) + (MODEL_TABLES - MODEL) + mapped)
 
@@ -224,7 +237,13 @@ def _tokenizer(run: Run) -> int:
 
 def _head(run: Run) -> int:
     """Logits of the positions that are scored at once."""
-    return _FP32 * _HEAD_ROWS * run.vocabulary * _HEAD_COPIES
+    return _head_block(run) * _HEAD_COPIES
+
+
+def _head_block(run: Run) -> int:
+    """Bytes of the logits that are computed at once."""
+    rows = min(_HEAD_ROWS, max(_LEAST_HEAD_ROWS, _HEAD_BYTES // (_FP32 * run.vocabulary)))
+    return _FP32 * rows * run.vocabulary
 
 
 def fetching(run: Run) -> int:
@@ -276,7 +295,7 @@ def examples(run: Run) -> int:
             _FP32 * (packed + 2 * window)
             + _parameter_bytes(run) * cached
             + _head(run)
-            + _FP32 * _HEAD_ROWS * run.vocabulary * _FREED_COPIES
+            + _head_block(run) * _FREED_COPIES
             + _tokenizer(run)
             + _table(run.largest)
             + _LOOKBACK_COPIES * _lookback(run)
