@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ghosttrack.activations.limits import Limits
+from ghosttrack.activations.packed_texts import logits_of
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
 from ghosttrack.runtime.progress import Progress
@@ -230,9 +231,8 @@ def continue_batch(
     with torch.inference_mode():
         past = None
         if shared:
-            past = model(
-                input_ids=ids[:1, :shared].to(model.device), use_cache=True
-            ).past_key_values
+            prefix = ids[:1, :shared].to(model.device)
+            past = models.backbone(model)(input_ids=prefix, use_cache=True).past_key_values
             past.batch_repeat_interleave(len(coded))
         sequences: Tensor = model.generate(
             input_ids=ids.to(model.device),
@@ -254,7 +254,8 @@ def _without_cache(model: Any, ids: Tensor, steps: "TokenChooser") -> Tensor:
     """
     length = ids.shape[1]
     for _ in range(model.generation_config.max_new_tokens):
-        scores = model(input_ids=ids, use_cache=False).logits[:, -1].float()
+        final = models.backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+        scores = logits_of(model, final[:, -1])
         ids = torch.cat([ids, steps.choose(ids, scores).argmax(dim=-1, keepdim=True)], dim=1)
         if bool(steps.stop(ids).all()):
             break
