@@ -39,9 +39,9 @@ class Settings(Section):
     preset: str | None = Field(
         None,
         description="Name of a file in config/presets. `laptop`: the corpus and the batch sizes "
-        "of the default run, for any model; `seed`: the data sets of the original work and, for "
-        "`gpt2-small` and `gpt2-medium`, its SAE batch sizes; `tiny`: the smallest run with all "
-        "phases.",
+        "of the default run, for any model; `misled`: the default data sets and seven conflict "
+        "sets; `seed`: the default data sets and two of the original work and, for `gpt2-small` "
+        "and `gpt2-medium`, its SAE batch sizes; `tiny`: the smallest run with all phases.",
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of all random numbers.")
     strict: bool = Field(

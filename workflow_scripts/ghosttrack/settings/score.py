@@ -25,8 +25,8 @@ class ScoreSettings(Section):
         0.75,
         ge=0.5,
         le=1,
-        description="The detector abstains if the probability of its verdict is below this value. "
-        "0.5: it never abstains.",
+        description="Fraction of the verdicts that shall be right. The detector abstains where it has "
+        "not shown that. 0.5: a verdict on every text.",
     )
     reasons: int = Field(
         5,
