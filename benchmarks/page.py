@@ -23,8 +23,8 @@ HEAD = """# Benchmarks
 are made of. Each part is one script and can be run alone:
 `.venv/bin/python benchmarks/run_all.py PART`. The tables hold more digits, and in each row the
 machine, the versions, the commit, the date and the command. Each part runs its references in the
-same process, in turns. Ratios within a table hold better than its times, which depend on the
-machine and its load.
+same process, in turns. Times depend on the machine and its load. The ratios of a table depend on
+them less.
 
 A part that needs what the machine lacks (a finished run, other projects, a browser, Slurm) is not
 run. `.venv/bin/python benchmarks/run_all.py --list` names what is missing. A commit that ends in
