@@ -15,7 +15,7 @@ from pyarrow import parquet
 from ghosttrack.detection import splits
 from ghosttrack.errors import UserError
 from ghosttrack.facts.examples import COLUMNS, Question
-from ghosttrack.inputs import datasets, hub
+from ghosttrack.inputs import datasets, hub, user_texts
 from ghosttrack.settings import DatasetSettings
 
 TRUTHFULQA = (
@@ -306,6 +306,25 @@ def test_an_answer_column_marks_the_judged_part_and_a_group_column_the_groups(
     assert frame["answer"].tolist() == ["Italy", "Peru"]
     assert frame["prompt"].tolist() == ["Rome is in"] * 2
     assert frame["group"].tolist() == ["rome", "rome"]
+
+
+@pytest.mark.parametrize(
+    ("end", "text", "answer", "start"),
+    [
+        ("csv", "It has 3 of 13 moons.", "3", 7),
+        ("csv", "It is the art of carts.", "art", 10),
+        ("csv", "It is 2,000 m high.", "2000", 6),
+        ("parquet", "It is 3.50 m high, not 13.5.", 3.5, 6),
+        ("parquet", "It is True, so they say.", True, 6),
+    ],
+)
+def test_a_judged_part_is_a_whole_word_or_number_in_the_form_of_its_text(
+    tmp_path: Path, end: str, text: str, answer: Any, start: int
+) -> None:
+    table = {"text": [text, f"{text} No."], "a": [answer, answer], "label": [0, 1]}
+    path = write_any(tmp_path / f"a.{end}", table)
+    texts = user_texts.read_texts(settings(source="file", path=str(path), answer_column="a"))
+    assert [each.answer_start for each in texts] == [start, start]
 
 
 def test_repeats_are_dropped_and_counted(tmp_path: Path) -> None:
