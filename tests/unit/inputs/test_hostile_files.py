@@ -355,6 +355,7 @@ def test_labels_and_texts_of_parquet_are_read_whatever_their_type(
         ("1E+3", "1000"),
         ("-0.10", "-0.1"),
         ("123456789012345678901.5", "123456789012345678901.5"),
+        ("123456789012345678901234567890123456.7", "123456789012345678901234567890123456.7"),
     ],
 )
 def test_a_decimal_number_is_written_with_all_its_digits(

@@ -170,7 +170,8 @@ def as_text(value: Any) -> str | None:
     if isinstance(value, Integral):
         return str(int(value))
     if isinstance(value, Decimal) and not value.is_infinite():  # from parquet files of databases
-        return "" if value.is_nan() else f"{value.normalize():f}"
+        digits = "" if value.is_nan() else f"{value:f}"  # `normalize` would round to 28 digits
+        return digits.rstrip("0").rstrip(".") if "." in digits else digits
     if not isinstance(value, Real) or math.isinf(value):
         return None
     return "" if math.isnan(value) else _decimal(float(value))
