@@ -457,6 +457,12 @@ def test_a_word_for_a_missing_value_in_csv_is_not_used_as_answer_group_or_contex
             f"row 2 of .*text or an empty cell in column '{column}', found {re.escape(word)}, which",
             read_texts,
         )
+    documents = labelled.model_copy(update={"context_column": "context"})
+    refused(
+        path,
+        f"row 2 of .*empty cell in column 'context' .context_column., found {re.escape(word)}, which",
+        lambda _: user_texts.read_texts(documents),
+    )
     write("gold")
     refused(
         path,

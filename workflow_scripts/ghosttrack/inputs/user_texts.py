@@ -20,6 +20,7 @@ from ghosttrack.inputs.cells import (
     all_columns,
     as_text,
     cell,
+    missing_flaw,
     nul_flaw,
     require_columns,
     shown,
@@ -270,6 +271,11 @@ def _context(row: Row, settings: DatasetSettings, number: int, name: str) -> str
             f"row {number} of {name}: column {column!r} (context_column) holds {shown(value)} "
             f"({type(value).__name__}); expected text, or nothing. Name a key of an object with a "
             f"dot, such as context_column: {column}.text"
+        )
+    if reason := missing_flaw(context, name):
+        raise UserError(
+            f"row {number} of {name}: expected text or an empty cell in column {column!r} "
+            f"(context_column), {reason}"
         )
     if reason := nul_flaw(context) or surrogate_flaw(context):
         raise UserError(f"row {number} of {name}, column {column!r}: {reason}")
