@@ -590,6 +590,24 @@ def test_user_questions_need_gold_answers(tmp_path: Path) -> None:
     assert all(gold == [gold[0], f"n{gold[0]}"] for gold in frame["gold"])
 
 
+def test_a_question_in_several_rows_accepts_the_answers_of_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ghosttrack")
+    rows = [
+        {"q": f"{word} {n}?", "gold": [f"{word} {n}"]}
+        for word in ("Part", "part")
+        for n in range(7)
+    ] + [{"q": f"Part {n}?", "gold": f"piece {n}"} for n in range(7)]
+    path = write_lines(tmp_path / "q.jsonl", rows)
+    base = {"source": "file", "mode": "generated", "path": str(path), "question_column": "q"}
+    frame = datasets.load_questions(settings(**base, gold_column="gold"), seed=0, count=2)
+    for question, gold in zip(frame["question"], frame["gold"], strict=True):
+        number = question[5:-1]
+        assert list(gold) == [f"Part {number}", f"piece {number}"]
+    assert "14 rows repeat the question of an earlier row" in caplog.text
+
+
 @pytest.mark.parametrize("gold", ["-", "...", "\u2764", ["-", "!"]])
 def test_gold_answers_without_a_letter_or_digit_are_refused_with_their_row(
     tmp_path: Path, gold: Any
