@@ -111,6 +111,17 @@ def test_a_table_is_read_exactly_whatever_separates_its_columns(
     assert [each.text for each in read_texts(path)] == [text for text, _ in TABLE]
 
 
+@pytest.mark.parametrize("end", ["csv", "tsv", "jsonl", "json"])
+def test_byte_order_marks_between_concatenated_files_are_no_text(tmp_path: Path, end: str) -> None:
+    header, parts = "", ['{"text": "a b", "label": 0}\n', '{"text": "c, d", "label": 1}\n']
+    if end in ("csv", "tsv"):
+        mark = "," if end == "csv" else "\t"
+        header, parts = f"text{mark}label\n", [f"a b{mark}0\n", f'"c, d"{mark}1\n']
+    path = tmp_path / f"a.{end}"
+    path.write_bytes(b"".join(part.encode("utf-8-sig") for part in (header + parts[0], parts[1])))
+    assert texts_of(path) == [("a b", 0), ("c, d", 1)]
+
+
 def test_a_single_column_with_separators_in_its_texts_stays_one_column(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text\nParis; in France | so\nRome\n", encoding="utf-8")
