@@ -130,6 +130,17 @@ def test_equal_texts_and_texts_of_one_group_are_never_split(tmp_path: Path) -> N
     assert groups[3] != groups[0]
 
 
+@pytest.mark.parametrize("name", ["Group", "GROUP", "Answer", "Context"])
+def test_a_column_with_another_capital_is_not_left_out_in_silence(
+    tmp_path: Path, name: str
+) -> None:
+    path = table(tmp_path / "a.csv", [("a b", 0, "x"), ("c d", 1, "x")], f"text,label,{name}")
+    with pytest.raises(
+        UserError, match=f"has the column '{name}', .*rename it to '{name.lower()}'"
+    ):
+        read_labelled(path)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -135,9 +135,20 @@ def test_the_column_name_separates_several_scores(tmp_path: Path) -> None:
         (table().rename(columns={"id": "key"}), "has no column 'id'"),
         (table().rename(columns={"score": "p"}), "has no column 'score'"),
         (table().assign(id=["", *IDS["cities"][1:]]), "no id in 1 rows: row 1"),
+        (table().assign(Name="a"), "has the column 'Name', which would not be read; rename it"),
         (table().assign(name="a b"), "'a b' cannot be the name of a score"),
     ],
-    ids=["nan", "text", "infinity", "twice", "no id", "no score", "empty id", "odd name"],
+    ids=[
+        "nan",
+        "text",
+        "infinity",
+        "twice",
+        "no id",
+        "no score",
+        "empty id",
+        "capital",
+        "odd name",
+    ],
 )
 def test_a_table_that_cannot_be_read_is_refused_with_counts(
     tmp_path: Path, rows: pd.DataFrame, message: str

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from ghosttrack.detection import splits
 from ghosttrack.errors import UserError
 from ghosttrack.facts.examples import COLUMNS, Question
-from ghosttrack.inputs import datasets, hub
+from ghosttrack.inputs import datasets, hub, user_texts
 from ghosttrack.settings import DatasetSettings
 
 TRUTHFULQA = (
@@ -308,6 +308,25 @@ def test_an_answer_column_marks_the_judged_part_and_a_group_column_the_groups(
     assert frame["group"].tolist() == ["rome", "rome"]
 
 
+@pytest.mark.parametrize(
+    ("end", "text", "answer", "start"),
+    [
+        ("csv", "It has 3 of 13 moons.", "3", 7),
+        ("csv", "It is the art of carts.", "art", 10),
+        ("csv", "It is 2,000 m high.", "2000", 6),
+        ("parquet", "It is 3.50 m high, not 13.5.", 3.5, 6),
+        ("parquet", "It is True, so they say.", True, 6),
+    ],
+)
+def test_a_judged_part_is_a_whole_word_or_number_in_the_form_of_its_text(
+    tmp_path: Path, end: str, text: str, answer: Any, start: int
+) -> None:
+    table = {"text": [text, f"{text} No."], "a": [answer, answer], "label": [0, 1]}
+    path = write_any(tmp_path / f"a.{end}", table)
+    texts = user_texts.read_texts(settings(source="file", path=str(path), answer_column="a"))
+    assert [each.answer_start for each in texts] == [start, start]
+
+
 def test_repeats_are_dropped_and_counted(tmp_path: Path) -> None:
     frame = own(tmp_path / "a.csv", {"text": ["a", "A.", "b", "c", "C"], "label": [0, 0, 1, 0, 1]})
     assert frame["text"].tolist() == ["a", "b"]
@@ -569,6 +588,24 @@ def test_user_questions_need_gold_answers(tmp_path: Path) -> None:
     base = {"source": "file", "mode": "generated", "path": str(path), "question_column": "q"}
     frame = datasets.load_questions(settings(**base, gold_column="gold"), seed=0, count=2)
     assert all(gold == [gold[0], f"n{gold[0]}"] for gold in frame["gold"])
+
+
+def test_a_question_in_several_rows_accepts_the_answers_of_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ghosttrack")
+    rows = [
+        {"q": f"{word} {n}?", "gold": [f"{word} {n}"]}
+        for word in ("Part", "part")
+        for n in range(7)
+    ] + [{"q": f"Part {n}?", "gold": f"piece {n}"} for n in range(7)]
+    path = write_lines(tmp_path / "q.jsonl", rows)
+    base = {"source": "file", "mode": "generated", "path": str(path), "question_column": "q"}
+    frame = datasets.load_questions(settings(**base, gold_column="gold"), seed=0, count=2)
+    for question, gold in zip(frame["question"], frame["gold"], strict=True):
+        number = question[5:-1]
+        assert list(gold) == [f"Part {number}", f"piece {number}"]
+    assert "14 rows repeat the question of an earlier row" in caplog.text
 
 
 @pytest.mark.parametrize("gold", ["-", "...", "\u2764", ["-", "!"]])

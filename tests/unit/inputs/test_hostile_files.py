@@ -111,6 +111,17 @@ def test_a_table_is_read_exactly_whatever_separates_its_columns(
     assert [each.text for each in read_texts(path)] == [text for text, _ in TABLE]
 
 
+@pytest.mark.parametrize("end", ["csv", "tsv", "jsonl", "json"])
+def test_byte_order_marks_between_concatenated_files_are_no_text(tmp_path: Path, end: str) -> None:
+    header, parts = "", ['{"text": "a b", "label": 0}\n', '{"text": "c, d", "label": 1}\n']
+    if end in ("csv", "tsv"):
+        mark = "," if end == "csv" else "\t"
+        header, parts = f"text{mark}label\n", [f"a b{mark}0\n", f'"c, d"{mark}1\n']
+    path = tmp_path / f"a.{end}"
+    path.write_bytes(b"".join(part.encode("utf-8-sig") for part in (header + parts[0], parts[1])))
+    assert texts_of(path) == [("a b", 0), ("c, d", 1)]
+
+
 def test_a_single_column_with_separators_in_its_texts_stays_one_column(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text\nParis; in France | so\nRome\n", encoding="utf-8")
@@ -355,6 +366,7 @@ def test_labels_and_texts_of_parquet_are_read_whatever_their_type(
         ("1E+3", "1000"),
         ("-0.10", "-0.1"),
         ("123456789012345678901.5", "123456789012345678901.5"),
+        ("123456789012345678901234567890123456.7", "123456789012345678901234567890123456.7"),
     ],
 )
 def test_a_decimal_number_is_written_with_all_its_digits(
@@ -456,6 +468,12 @@ def test_a_word_for_a_missing_value_in_csv_is_not_used_as_answer_group_or_contex
             f"row 2 of .*text or an empty cell in column '{column}', found {re.escape(word)}, which",
             read_texts,
         )
+    documents = labelled.model_copy(update={"context_column": "context"})
+    refused(
+        path,
+        f"row 2 of .*empty cell in column 'context' .context_column., found {re.escape(word)}, which",
+        lambda _: user_texts.read_texts(documents),
+    )
     write("gold")
     refused(
         path,

@@ -63,6 +63,15 @@ def test_the_forms_of_public_data_sets_are_read(value: Any, expected: list[Span]
 
 
 @pytest.mark.parametrize(
+    ("value", "expected"),
+    [("[1] It has <entity>79</entity> rivers.", [Span(11, 13)]), ("[1] It has 79 rivers.", [])],
+)
+def test_an_answer_with_tags_may_begin_with_a_bracket(value: str, expected: list[Span]) -> None:
+    row = {"spans": value}
+    assert spans_of(row, "spans", "[1] It has 79 rivers.", 1, "x.jsonl") == expected
+
+
+@pytest.mark.parametrize(
     ("value", "message"),
     [
         ([[0, 23]], r"span 1 has the characters 0 to 23 of an answer of 22 characters; expected 0"),
@@ -78,6 +87,10 @@ def test_the_forms_of_public_data_sets_are_read(value: Any, expected: list[Span]
         (None, r"found nothing; expected a list of spans .*, \[\] for none"),
         ("", r"found nothing"),
         ("[1, ", r"found '\[1,', which is no list"),
+        ("[{[10, 12]}]", r"found '\[\{\[10, 12\]\}\]', which is no list"),
+        ("{[10, 12]: 1}", r"found '\{\[10, 12\]: 1\}', which is no list"),
+        ([[0, 10**400]], r"span 1 has the characters 0 to 10+ of an answer"),
+        ([[0, 1, 10**400]], r"the probability inf; expected 0 to 1"),
         (7, r"found 7; expected"),
         ({"start": [1], "end": [2, 3]}, r"lists of different lengths"),
         ({"first": [1]}, r"an object with the keys first"),

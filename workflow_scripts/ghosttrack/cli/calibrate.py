@@ -15,7 +15,15 @@ from ghosttrack.cli.score import path_of, refused_path
 from ghosttrack.cli.waiting import limit_threads, log_to_stderr, with_progress
 from ghosttrack.detection.scored_texts import ABSTAIN, HALLUCINATED, ScoredText, Text
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.cells import MISSING, Row, all_columns, as_text, require_columns, shown
+from ghosttrack.inputs.cells import (
+    MISSING,
+    Row,
+    all_columns,
+    as_text,
+    require_columns,
+    require_exact_names,
+    shown,
+)
 from ghosttrack.inputs.lines import UTF8, require_encoding
 from ghosttrack.inputs.rows import read_rows
 from ghosttrack.runtime import files
@@ -58,7 +66,9 @@ def read_labelled(
     path = path.expanduser()
     with encoding_named():
         rows = read_rows(path, "texts", encoding)
-    require_columns(all_columns(rows), [("", "text"), ("", "label")], f"texts: {path}")
+    columns = all_columns(rows)
+    require_columns(columns, [("", "text"), ("", "label")], f"texts: {path}")
+    require_exact_names(columns, ("group",), f"texts: {path}")
     texts = rows_as_texts(rows, path, context)
     written = [_word(row, number, path) for number, row in enumerate(rows, start=1)]
     in_words = HALLUCINATED in written

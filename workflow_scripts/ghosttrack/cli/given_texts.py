@@ -17,6 +17,7 @@ from ghosttrack.inputs.cells import (
     as_text,
     missing_flaw,
     require_columns,
+    require_exact_names,
     shown,
     text_flaw,
     text_of,
@@ -98,7 +99,9 @@ def read_texts(path: Path, context: str = "", encoding: str = lines.UTF8) -> Ite
 
 def rows_as_texts(rows: Sequence[Row], path: Path, context: str = "") -> list[Text]:
     """The texts in the rows of a table; errors as in `read_texts`."""
-    require_columns(all_columns(rows), [("", "text")], f"texts: {path}")
+    columns = all_columns(rows)
+    require_columns(columns, [("", "text")], f"texts: {path}")
+    require_exact_names(columns, ("answer", "id", "context", "question"), f"texts: {path}")
     ids = _ids(rows, path)
     return [
         _text(row, number, ids[number - 1], path, context) for number, row in enumerate(rows, 1)

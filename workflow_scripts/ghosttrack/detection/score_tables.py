@@ -11,7 +11,14 @@ import pandas as pd
 from ghosttrack import scores as registry
 from ghosttrack.detection import detectors
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.cells import Row, all_columns, as_text, require_columns, shown
+from ghosttrack.inputs.cells import (
+    Row,
+    all_columns,
+    as_text,
+    require_columns,
+    require_exact_names,
+    shown,
+)
 from ghosttrack.inputs.rows import read_rows
 from ghosttrack.settings import names
 
@@ -51,6 +58,7 @@ def read(
     where = f"{key}: {path}"
     columns = all_columns(rows, ("id", "score", "dataset", "name", "token"))
     require_columns(columns, [("", "id"), ("", "score")], where)
+    require_exact_names(columns, ("dataset", "name", "token"), where)
     optional = [name for name in ("dataset", "name", "token") if name in columns]
     for name in ("id", *optional):
         _require_text(rows, name, where)

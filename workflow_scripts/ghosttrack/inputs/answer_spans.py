@@ -56,7 +56,8 @@ def _decimal(value: Any) -> tuple[Decimal] | None:
 
 def _is_whole(text: str, start: int, end: int) -> bool:
     """Whether text[start:end] is no part of a longer word or number."""
-    before, first, last, after = text[:start], text[start], text[end - 1], text[end:]
+    before, after = text[max(start - 2, 0) : start], text[end : end + 2]
+    first, last = text[start], text[end - 1]
     if before and _in_word(before[-1]) and _in_word(first):
         return False
     if after and (category(after[0])[0] == "M" or (_in_word(last) and _in_word(after[0]))):

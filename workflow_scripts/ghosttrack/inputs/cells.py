@@ -36,6 +36,18 @@ def require_distinct(columns: Iterable[str], where: str) -> None:
         seen.add(column)
 
 
+def require_exact_names(columns: Iterable[str], names: Iterable[str], where: str) -> None:
+    """Refuse a column that differs from an optional one in case or space: it would not be read."""
+    present = set(columns)
+    for column in columns:
+        name = str(column).strip().casefold()
+        if name in names and name not in present:
+            raise UserError(
+                f"{where} has the column {column!r}, which would not be read; rename it to "
+                f"{name!r}, or to another word if it holds something else"
+            )
+
+
 def require_columns(row: Row, columns: Iterable[tuple[str, str]], name: str) -> None:
     """Check that a table has the columns that are read.
 
@@ -170,7 +182,8 @@ def as_text(value: Any) -> str | None:
     if isinstance(value, Integral):
         return str(int(value))
     if isinstance(value, Decimal) and not value.is_infinite():  # from parquet files of databases
-        return "" if value.is_nan() else f"{value.normalize():f}"
+        digits = "" if value.is_nan() else f"{value:f}"  # `normalize` would round to 28 digits
+        return digits.rstrip("0").rstrip(".") if "." in digits else digits
     if not isinstance(value, Real) or math.isinf(value):
         return None
     return "" if math.isnan(value) else _decimal(float(value))

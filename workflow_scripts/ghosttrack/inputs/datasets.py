@@ -207,7 +207,15 @@ def load_questions(
         ]
     distinct: dict[str, Question] = {}
     for question in questions:
-        distinct.setdefault(same_text(question.question), question)
+        first = distinct.setdefault(same_text(question.question), question)
+        if first is not question:
+            accepted = _distinct([*first.gold, *question.gold])
+            distinct[same_text(question.question)] = first._replace(gold=accepted)
+    if len(distinct) < len(questions):
+        log.info(
+            "%d rows repeat the question of an earlier row; their accepted answers are added to it",
+            len(questions) - len(distinct),
+        )
     pool = list(distinct.values())
     if len(pool) <= SHOTS:
         raise UserError(

@@ -28,7 +28,8 @@ ONE_A_LINE = (
     "write one object per line, with pandas: "
     'frame.to_json("NAME.jsonl", orient="records", lines=True)'
 )
-_DECODER_SPACE = " \t\n\r"
+# White space, and the byte order mark that remains where files were concatenated.
+_DECODER_SPACE = " \t\n\r\ufeff"
 
 
 class JsonRows(NamedTuple):

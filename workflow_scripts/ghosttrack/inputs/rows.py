@@ -76,7 +76,8 @@ def _jsonl(path: Path, key: str, encoding: str) -> list[Row]:
 def _objects(path: Path, key: str, encoding: str = UTF8) -> Iterator[Row]:
     """The rows of a jsonl file, read one by one."""
     number = 0
-    for line_number, line in enumerate(read_lines(path, key, encoding=encoding), start=1):
+    for line_number, read in enumerate(read_lines(path, key, encoding=encoding), start=1):
+        line = read.lstrip("\ufeff")  # remains where files were concatenated
         if not line.strip():
             continue
         hint = "" if number else _hint(line)

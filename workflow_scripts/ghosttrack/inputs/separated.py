@@ -132,7 +132,15 @@ def _table_lines(source: _Source) -> Iterator[str]:
     """The lines of a csv or tsv file from its header on, without a first line such as `sep=;`."""
     lines = source.lines()
     first = _first_line(lines)
-    return lines if _SEP.fullmatch(first) else chain([first], lines)
+    return _without_marks(lines if _SEP.fullmatch(first) else chain([first], lines))
+
+
+def _without_marks(lines: Iterable[str]) -> Iterator[str]:
+    """The lines without the byte order marks that remain where files were concatenated."""
+    quoted = False
+    for line in lines:
+        yield line if quoted else line.lstrip("\ufeff")
+        quoted ^= line.count('"') % 2 == 1
 
 
 def _first_line(lines: Iterator[str]) -> str:

@@ -80,7 +80,7 @@ def spans_of(row: Row, column: str, answer: str, number: int, name: str) -> list
 def _spans(value: Any, answer: str) -> Iterator[tuple[Span, str | None]]:
     """Each span with the text that the cell gives for it."""
     if isinstance(value, str):
-        if value.lstrip()[:1] in ("[", "{"):
+        if value.lstrip()[:1] in ("[", "{") and not _is_tagged(value, answer):
             value = _literal(value.strip())
         elif value.strip():
             yield from ((span, None) for span in _tagged(value, answer))
@@ -100,7 +100,7 @@ def _literal(text: str) -> Any:
         pass
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, MemoryError):
         raise _FormError(f"found {shown(text)}, which is no list") from None
 
 
@@ -131,7 +131,7 @@ def _span(item: Any) -> tuple[Span, str | None]:
 
 def _position(value: Any) -> int:
     number = not isinstance(value, bool) and isinstance(value, int | float)
-    if not number or not math.isfinite(value) or value != int(value):
+    if not number or (isinstance(value, float) and not value.is_integer()):
         raise _FormError(f"found the position {shown(value)}, which is no whole number")
     return int(value)
 
@@ -139,7 +139,10 @@ def _position(value: Any) -> int:
 def _probability(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _FormError(f"found the probability {shown(value)}, which is no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # an integer that no float can hold
 
 
 def _tagged(text: str, answer: str) -> Iterator[Span]:
@@ -173,6 +176,11 @@ def _tagged(text: str, answer: str) -> Iterator[Span]:
         trimmed = answer[first:last]
         if trimmed.strip():
             yield Span(first + len(trimmed) - len(trimmed.lstrip()), first + len(trimmed.rstrip()))
+
+
+def _is_tagged(text: str, answer: str) -> bool:
+    """Whether a text is an answer that begins with a bracket, with or without tags."""
+    return bool(_TAG.search(text)) or "".join(text.split()) == "".join(answer.split())
 
 
 def _parts(text: str) -> Iterator[str]:

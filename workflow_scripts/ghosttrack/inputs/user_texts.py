@@ -13,12 +13,14 @@ from ghosttrack.facts.answers import normalise
 from ghosttrack.facts.examples import Example, Question, same_text
 from ghosttrack.facts.spans import has_hallucination, shifted
 from ghosttrack.inputs import span_cells
+from ghosttrack.inputs.answer_spans import form_in, last_span
 from ghosttrack.inputs.cells import (
     MISSING,
     Row,
     all_columns,
     as_text,
     cell,
+    missing_flaw,
     nul_flaw,
     require_columns,
     shown,
@@ -68,17 +70,21 @@ def texts_of_rows(rows: Sequence[Row], settings: DatasetSettings, name: str) -> 
             question = text_of(row, settings.question_column, number, name)
             prompt = question if starts else f"Q: {question}\nA:"
             text = text if starts else f"{prompt} {text}"
-        answer = text[len(prompt) :].strip()
+        judged = text[len(prompt) :]  # the answer is in this part
+        answer = judged.strip()
         if starts and not settings.answer_column:
             raw = answer
         if settings.answer_column:
-            answer = text_of(row, settings.answer_column, number, name, numbers=True)
-        start = text.rfind(answer)
-        if not answer or start < len(prompt):
-            flaw = lacks_answer(text[len(prompt) :], answer) if answer else "there is no text"
+            written = {settings.answer_column: form_in(judged, cell(row, settings.answer_column))}
+            raw = as_text(written[settings.answer_column]) or ""
+            answer = text_of(written, settings.answer_column, number, name, numbers=True)
+        found = last_span(judged, answer) if answer else None
+        if not found:
+            flaw = lacks_answer(judged, answer) if answer else "there is no text"
             raise UserError(
                 f"row {number} of {name}: {'after the question, ' if prompt else ''}{flaw}"
             )
+        start = len(prompt) + found[0]
         spans = None
         if settings.spans_column:
             spans = span_cells.spans_of(row, settings.spans_column, raw, number, name)
@@ -265,6 +271,11 @@ def _context(row: Row, settings: DatasetSettings, number: int, name: str) -> str
             f"row {number} of {name}: column {column!r} (context_column) holds {shown(value)} "
             f"({type(value).__name__}); expected text, or nothing. Name a key of an object with a "
             f"dot, such as context_column: {column}.text"
+        )
+    if reason := missing_flaw(context, name):
+        raise UserError(
+            f"row {number} of {name}: expected text or an empty cell in column {column!r} "
+            f"(context_column), {reason}"
         )
     if reason := nul_flaw(context) or surrogate_flaw(context):
         raise UserError(f"row {number} of {name}, column {column!r}: {reason}")
