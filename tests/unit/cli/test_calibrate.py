@@ -122,11 +122,19 @@ def test_a_wrong_label_names_row_and_column(
         read_labelled(table(tmp_path / "a.csv", rows))
 
 
+@pytest.mark.parametrize("label", ["[1]", "1e400", '{"a": 1}'])
+def test_a_label_that_is_no_word_is_shown(tmp_path: Path, label: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"text": "a b", "label": 0}}\n{{"text": "c d", "label": {label}}}\n')
+    with pytest.raises(UserError, match=r"row 2 of .*: column .label. holds .*; expected 0 or 1"):
+        read_labelled(path)
+
+
 def test_equal_texts_and_texts_of_one_group_are_never_split(tmp_path: Path) -> None:
-    rows = [("a b", 0, "x"), ("c d", 1, "x"), ("a b", 0, ""), ("e f", 1, "NA")]
+    rows = [("a b", 0, "x"), ("c d", 1, "x"), ("a b", 0, ""), ("e f", 1, "NA"), ("g h", 1, "X")]
     found = read_labelled(table(tmp_path / "a.csv", rows, "text,label,group"))
     groups = calibrate._cv_groups(found)
-    assert groups[0] == groups[1] == groups[2]
+    assert groups[0] == groups[1] == groups[2] == groups[4]
     assert groups[3] != groups[0]
 
 

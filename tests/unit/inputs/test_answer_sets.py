@@ -115,6 +115,43 @@ def test_missing_prompts_tasks_and_forms_are_named(tmp_path: Path) -> None:
         datasets.load_examples(settings(source="ragtruth", path=other), 0)
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"source_id": None}, "row 1 of .*source_info.jsonl has the source_id None; expected text"),
+        ({}, "row 1 of .*source_info.jsonl has the source_id None; expected text"),
+        ({"source_id": 2}, "row 2 of .*source_info.jsonl repeats the source_id 2"),
+        ({"source_id": 2.0}, "row 2 of .*source_info.jsonl repeats the source_id 2"),
+    ],
+)
+def test_sources_have_ids_and_each_of_them_once(
+    tmp_path: Path, row: dict[str, object], message: str
+) -> None:
+    path = authors(tmp_path)
+    rows: list[dict[str, object]] = [{**row, "prompt": "a"}, {"source_id": "2", "prompt": "b"}]
+    write(tmp_path / "source_info.jsonl", rows)
+    with pytest.raises(UserError, match=message):
+        datasets.load_examples(settings(source="ragtruth", path=path), 0)
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        "none",
+        [None],
+        {"a": 1},
+        [{"human-atomic-facts": ["He is old."]}],
+        [{"human-atomic-facts": 1}],
+    ],
+)
+def test_facts_in_another_form_are_refused_by_row(tmp_path: Path, annotations: object) -> None:
+    path = write(tmp_path / "x.jsonl", [{"input": "Q", "annotations": annotations}])
+    with pytest.raises(
+        UserError, match=r"row 1 of .*: (annotations|human-atomic-facts) holds .*list"
+    ):
+        datasets.load_examples(settings(source="factscore", path=path), 0)
+
+
 def test_atomic_facts_follow_the_request_and_irrelevant_ones_are_left_out(tmp_path: Path) -> None:
     facts = [("He is old.", "S"), ("He is new.", "NS"), ("He is.", "IR")]
     path = write(

@@ -15,6 +15,7 @@ from ghosttrack.cli.score import path_of, refused_path
 from ghosttrack.cli.waiting import limit_threads, log_to_stderr, with_progress
 from ghosttrack.detection.scored_texts import ABSTAIN, HALLUCINATED, ScoredText, Text
 from ghosttrack.errors import UserError
+from ghosttrack.facts.examples import same_text
 from ghosttrack.inputs.cells import (
     MISSING,
     Row,
@@ -92,8 +93,10 @@ def read_labelled(
 
 
 def _word(row: Row, number: int, path: Path) -> str:
-    word = as_text(row.get("label"))
-    if not word or not word.strip():
+    word = as_text(value := row.get("label"))
+    if word is None:  # a list, or a number without end: no label
+        return str(value)
+    if not word.strip():
         raise UserError(
             f"row {number} of {path}: column 'label' holds nothing; label the text or remove the row"
         )
@@ -108,7 +111,7 @@ def _group(row: Row, number: int, path: Path, text: Text) -> str:
             "a number that names the group"
         )
     alone = group.strip().lower() in ("", *(word.lower() for word in MISSING))
-    return f"text {text.text}" if alone else f"group {group.strip()}"
+    return f"text {text.text}" if alone else f"group {same_text(group)}"
 
 
 def _require_consistent(texts: Sequence[Text], labels: Sequence[int], path: Path) -> None:

@@ -1,5 +1,6 @@
 """The rows of examples.parquet and questions.parquet, and when two texts count as the same."""
 
+import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -88,7 +89,9 @@ def as_read(examples: "pd.DataFrame") -> list[str]:
 def same_text(text: str) -> str:
     """Key of a text without case, white space and final full stops; equal keys: the same text.
 
+    Letters with accents have one form, however they are encoded (NFC).
+
     Data sets repeat an answer with and without its full stop ("No", "No."). Such texts are one
     text: when repeats are dropped, when groups are formed, and when folds are checked for leaks.
     """
-    return " ".join(text.casefold().split()).rstrip(".")
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split()).rstrip(".")

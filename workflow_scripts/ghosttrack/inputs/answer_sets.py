@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import hub
-from ghosttrack.inputs.cells import Row, all_columns, columns_of
+from ghosttrack.inputs.cells import Row, all_columns, as_text, columns_of, shown
 from ghosttrack.inputs.rows import read_rows
 from ghosttrack.settings import DatasetSettings
 
@@ -114,20 +114,30 @@ def _with_sources(rows: Sequence[Row], path: Path) -> list[Mapping[str, Any]]:
             f"path: {path} needs the authors' file {SOURCES}, which has the prompts, in the same "
             "folder; download it, too"
         )
-    sources = {str(source["source_id"]): source for source in read_rows(beside)}
-    missing = next((row for row in rows if str(row["source_id"]) not in sources), None)
-    if missing is not None:
-        raise UserError(
-            f"path: {beside} has no source_id {missing['source_id']}, which {path} names"
-        )
-    return [
-        {
-            **row,
-            "prompt": sources[str(row["source_id"])].get("prompt"),
-            "task_type": sources[str(row["source_id"])].get("task_type"),
-        }
-        for row in rows
-    ]
+    sources: dict[str, Row] = {}
+    for number, source in enumerate(read_rows(beside), start=1):
+        if sources.setdefault(name := _source_id(source, number, beside), source) is not source:
+            raise UserError(
+                f"path: row {number} of {beside} repeats the source_id {name}; keep one row of it"
+            )
+    joined: list[Mapping[str, Any]] = []
+    for number, row in enumerate(rows, start=1):
+        name = _source_id(row, number, path)
+        if name not in sources:
+            raise UserError(f"path: {beside} has no source_id {name}, which {path} names")
+        found = sources[name]
+        joined.append({**row, "prompt": found.get("prompt"), "task_type": found.get("task_type")})
+    return joined
+
+
+def _source_id(row: Row, number: int, path: Path) -> str:
+    """The source_id of a row, a text or a number."""
+    if name := as_text(row.get("source_id")):
+        return name
+    raise UserError(
+        f"path: row {number} of {path} has the source_id {shown(row.get('source_id'))}; expected "
+        "text or a number"
+    )
 
 
 def factscore(settings: DatasetSettings) -> AnswerRows:
@@ -142,10 +152,10 @@ def factscore(settings: DatasetSettings) -> AnswerRows:
     name = str(settings.path)
     rows = []
     left_out = 0
-    for biography in read_rows(Path(name)):
+    for number, biography in enumerate(read_rows(Path(name)), start=1):
         question = str(biography.get("input", "")).removeprefix("Question:").strip()
-        for sentence in biography.get("annotations") or []:
-            for fact in sentence.get("human-atomic-facts") or []:
+        for sentence in _objects(biography, "annotations", number, name):
+            for fact in _objects(sentence, "human-atomic-facts", number, name):
                 label = _FACTS.get(str(fact.get("label")))
                 left_out += label is None
                 if label is not None:
@@ -171,6 +181,19 @@ def factscore(settings: DatasetSettings) -> AnswerRows:
         "group_column": "topic",
     }
     return AnswerRows(rows, settings.model_copy(update=columns), None)
+
+
+def _objects(holder: Row, key: str, number: int, name: str) -> list[Row]:
+    """The list of objects under a key; nothing: an empty list."""
+    value = holder.get(key)
+    if value is None:
+        return []
+    if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+        return value
+    raise UserError(
+        f"path: row {number} of {name}: {key} holds {shown(value)}; expected a list of objects, as "
+        "in FActScore"
+    )
 
 
 READERS = {"ragtruth": ragtruth, "factscore": factscore}
