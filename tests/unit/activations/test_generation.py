@@ -9,7 +9,7 @@ import pytest
 import small_models
 import torch
 
-from ghosttrack.activations import generation
+from ghosttrack.activations import decoding, generation
 from ghosttrack.activations.decoding import Continuation, complete
 from ghosttrack.activations.generation import (
     choose_questions,
@@ -94,6 +94,29 @@ def test_batched_generation_equals_one_prompt_at_a_time_without_a_cache(
     ):
         assert_same(found, slowly(model, tokenizer, prompt, 6))
         assert found.text
+
+
+class Elsewhere:
+    """Logits on another device than the tokens: nothing can be done with them before a copy."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self._logits = logits
+
+    def to(self, device: torch.device) -> torch.Tensor:
+        return self._logits.to(device)
+
+
+def test_logits_of_a_model_that_is_spread_over_devices_come_to_the_tokens(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits_of = decoding.logits_of
+    monkeypatch.setattr(decoding, "logits_of", lambda *given: Elsewhere(logits_of(*given)))
+    limits = small_models.exact()._replace(padded=0, cached=0)
+    found = complete(
+        model, tokenizer, PROMPTS, max_new_tokens=4, batch=2, dataset="x", limits=limits
+    )
+    for each, prompt in zip(found, PROMPTS, strict=True):
+        assert_same(each, slowly(model, tokenizer, prompt, 4))
 
 
 @pytest.mark.parametrize("batch", [2, 8])

@@ -1,5 +1,7 @@
 """The hand-written backward passes against autograd, and each selection against a full sort."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -174,6 +176,32 @@ def test_products_in_bf16_round_their_factors_only() -> None:
 def test_the_device_chooses_the_back_end() -> None:
     assert isinstance(back_end(torch.device("cpu"), 8), SparseBackEnd)
     assert isinstance(back_end(torch.device("cuda"), 8), DenseBackEnd)
+
+
+class OnGpu(Tensor):
+    """A tensor that claims to be on a GPU."""
+
+    is_cuda = True
+
+
+def test_an_engine_with_a_cuda_graph_is_freed_without_the_garbage_collector() -> None:
+    parameters = random_parameters(torch.float32)
+    made = Engine(
+        parameters._replace(W_enc=parameters.W_enc.as_subclass(OnGpu)),
+        BatchTopK(D_SAE, K),
+        aux_coefficient=AUX,
+        dead_after_tokens=1,
+        back_end=DenseBackEnd(BATCH),
+        cuda_graph=True,
+    )
+    assert made._graph is not None
+    freed = weakref.ref(made)
+    gc.disable()
+    try:
+        del made
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", KINDS)

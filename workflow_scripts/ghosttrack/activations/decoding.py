@@ -255,7 +255,8 @@ def _without_cache(model: Any, ids: Tensor, steps: "TokenChooser") -> Tensor:
     length = ids.shape[1]
     for _ in range(model.generation_config.max_new_tokens):
         final = models.backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
-        scores = logits_of(model, final[:, -1])
+        # Of a model that is spread over GPUs, the backbone ends on another one than the tokens.
+        scores = logits_of(model, final[:, -1]).to(ids.device)
         ids = torch.cat([ids, steps.choose(ids, scores).argmax(dim=-1, keepdim=True)], dim=1)
         if bool(steps.stop(ids).all()):
             break

@@ -19,6 +19,7 @@ that is negative on every row would otherwise never recover. Both weights are st
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -136,7 +137,10 @@ class Engine:
             threshold.value = threshold.value.to(W_enc)
             groups.append(({"threshold": threshold.value}, THRESHOLD_RATE_FACTOR))
         self._adam = Adam(groups, beta2)
-        self._graph = CudaGraph(self._pass) if cuda_graph and W_enc.is_cuda else None
+        # Not a method of this object: in a cycle of references, the memory of the graph would be kept
+        # until Python collects garbage.
+        backward = partial(back_end.backward, parameters, architecture)
+        self._graph = CudaGraph(backward) if cuda_graph and W_enc.is_cuda else None
 
     @torch.no_grad()
     def step(self, x: Tensor, learning_rate: float) -> StepResult:
@@ -185,13 +189,16 @@ class Engine:
     def backward(self, x: Tensor, dead: Tensor) -> Pass:
         """Loss and gradients for x (batch, d_model), with AuxK over the features `dead`."""
         auxiliary = bool(dead.numel() and self.aux_coefficient)
-        result = self._graph(x) if self._graph else self._pass(x, dead if auxiliary else None)
+        result = (
+            self._graph(x)
+            if self._graph
+            else self.back_end.backward(
+                self.parameters, self.architecture, x, dead if auxiliary else None
+            )
+        )
         if auxiliary:
             result = result._replace(loss=result.loss + self._add_auxiliary(result, x, dead))
         return result
-
-    def _pass(self, x: Tensor, dead: Tensor | None = None) -> Pass:
-        return self.back_end.backward(self.parameters, self.architecture, x, dead)
 
     def _add_auxiliary(self, result: Pass, x: Tensor, dead: Tensor) -> Tensor:
         """Add AuxK over the features `dead` to the gradients; return its term of the loss, ()."""
