@@ -9,7 +9,7 @@ import pytest
 import small_models
 import torch
 
-from ghosttrack.activations import decoding, generation
+from ghosttrack.activations import decoding, generation, packed_texts
 from ghosttrack.activations.decoding import Continuation, complete
 from ghosttrack.activations.generation import (
     choose_questions,
@@ -109,7 +109,7 @@ class Elsewhere:
 def test_logits_of_a_model_that_is_spread_over_devices_come_to_the_tokens(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logits_of = decoding.logits_of
+    logits_of = packed_texts.logits_of
     monkeypatch.setattr(decoding, "logits_of", lambda *given: Elsewhere(logits_of(*given)))
     limits = small_models.exact()._replace(padded=0, cached=0)
     found = complete(

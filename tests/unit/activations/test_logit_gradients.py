@@ -10,7 +10,7 @@ import pytest
 import small_models
 import torch
 
-from ghosttrack.activations import logit_gradients
+from ghosttrack.activations import logit_gradients, packed_texts
 from ghosttrack.activations.logit_gradients import Comparisons, Gradients
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
@@ -153,6 +153,32 @@ def test_a_shared_prefix_gives_the_gradients_of_the_whole_sequence(tokenizer: An
     ]
     for ours, theirs in zip(found[0][0].gradient, found[1][0].gradient, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_caches_of_many_prefixes_do_not_pile_up(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_models.make_model("llama")
+    compared = logit_gradients.comparisons(examples(ROWS), tokenizer, 64, "x").distinct[0]
+    whole, several = compared.prompt.ids, []
+    for number in range(9):
+        ids = np.concatenate([whole[:1], np.full(17, 40 + number), whole[1:]])
+        several.append(compared._replace(prompt=logit_gradients._prompt(ids, 18)))
+    monkeypatch.setattr(packed_texts, "CACHED_TOKENS", 3 * 18)
+    held = []
+    final = packed_texts.PackedReader.final
+
+    def counted(reader: packed_texts.PackedReader, pack: packed_texts.Pack) -> torch.Tensor:
+        held.append(sum(len(key) // 8 for key in reader._caches))
+        assert pack.prefix.tobytes() in reader._caches  # before the hooks of the pass
+        return final(reader, pack)
+
+    monkeypatch.setattr(packed_texts.PackedReader, "final", counted)
+    assert (
+        len(list(logit_gradients.read(model, several, LAYERS, "resid_post", batch=1, packed=64)))
+        == 9
+    )
+    assert max(held) == 3 * 18
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -167,9 +167,9 @@ def read(
     prompts = [one.prompt for one in compared]
     modules = [*site_modules(model, layers, site), models.blocks(model)[-1]]
     norm = final_norm(model, prompts[0]) if site == "resid_post" and prompts else None
-    with torch.no_grad():
-        reader.cache_prefixes(prompts)
     for pack in reader.packs(prompts, range(len(prompts)), batch):
+        with torch.no_grad():
+            reader.cache_prefix(pack)
         yield _pass(model, reader, pack, compared, modules, norm)
 
 

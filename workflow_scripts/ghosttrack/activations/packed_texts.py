@@ -280,6 +280,10 @@ class PackedReader:
             if self._fits(one):
                 self._prefix_cache(one.prefix)
 
+    def cache_prefix(self, pack: Pack) -> None:
+        """Compute the prefix of the next pack, before hooks change the activations."""
+        self._prefix_cache(pack.prefix)
+
     def _prefix_cache(self, prefix: Ints) -> Any:
         """A KV cache of a prefix, for one pass; computed at first use. None for an empty prefix."""
         from transformers import DynamicCache

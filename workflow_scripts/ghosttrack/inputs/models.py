@@ -121,9 +121,12 @@ def load_model(
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        fits = ""
+        if placement:
+            fits = f"raise plan.gpus_per_model (now {gpus}) if the model does not fit; otherwise "
         raise UserError(
             f"{Path(directory) / 'model.safetensors'} cannot be loaded ({first_line(error)}): "
-            "delete its directory and run again to fetch the model again"
+            f"{fits}delete its directory and run again to fetch the model again"
         ) from error
     model = model.requires_grad_(False).eval()
     if placement:
