@@ -79,8 +79,9 @@ _COMPARED, _COMPARED_COPIES = 1024, 6
 _COUNTED_ROWS = 32_768
 # Rows of a batch of tracking, arrays (rows, d_sae), and bytes of a detection.
 _TRACKED_ROWS, _TRACKED_COPIES, _DETECTION = 2048, 6, 40
-# Bytes of the description of a feature, and of a link between two features, as a job holds them.
-_DESCRIBED, _LINK = 6000, 60
+# Bytes of the description of a feature, of the columns of it that name a cluster, and of a link
+# between two features, as a job holds them.
+_DESCRIBED, _NAMED, _LINK = 6000, 3000, 60
 # Bytes of the neighbours of a feature in the next layer, as they are read.
 _LINKED_FEATURE = 2000
 # Bytes of a text, and of a row of a long table of scores, in a table in memory.
@@ -448,7 +449,7 @@ def clusters(run: Run) -> int:
     """Firings of two layers, joint counts, the graph of all features, and their descriptions."""
     firings = 6 * 2 * _FP32 * min(_COUNTED_ROWS, run.heldout) * run.settings.sae.k
     links = run.layers * run.d_sae * _LINK * 2 * run.settings.tracking.neighbours
-    features = run.layers * run.d_sae * _DESCRIBED
+    features = run.layers * run.d_sae * _NAMED
     return TORCH_LEARNING + _mb(
         2 * 2 * run.decoder
         + _encoded(run, run.heldout, _FIRING_COPIES)
