@@ -209,6 +209,17 @@ def test_reliability_bins_have_equal_mass() -> None:
     assert [each.predicted for each in bins] == sorted(each.predicted for each in bins)
 
 
+def test_the_order_of_texts_with_equal_scores_changes_no_measure() -> None:
+    labels, chance = np.repeat([0, 1], 150), np.full(300, 0.5)
+    assert statistics.decisions(labels, chance).ece == pytest.approx(0)
+    assert {each.observed for each in statistics.reliability(labels, chance)} == {0.5}
+    np.testing.assert_allclose(statistics.risk_curve(labels, chance)[1], 0.5)
+    # Of ten texts at .2 three are hallucinated, of ten at .8 six: gaps of .1 and .2.
+    labels, chance = np.repeat([0, 1, 0, 1], [7, 3, 4, 6]), np.repeat([0.2, 0.8], 10)
+    for order in (np.arange(20), np.arange(20)[::-1], np.random.default_rng(0).permutation(20)):
+        assert statistics.decisions(labels[order], chance[order]).ece == pytest.approx(0.15)
+
+
 def test_a_risk_curve_starts_with_the_surest_texts() -> None:
     labels = np.array([1, 0, 1, 0, 1, 0, 0, 1])
     scores = np.array([0.9, 0.1, 0.8, 0.2, 0.4, 0.6, 0.3, 0.7])

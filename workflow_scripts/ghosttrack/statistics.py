@@ -190,9 +190,8 @@ def selective(labels: Ints, scores: Floats) -> Selective:
     """Metrics of selective prediction; among equal scores, risk is spread evenly."""
     if len(set(labels.tolist())) < 2 or not np.isfinite(scores).all():
         return Selective(*[float("nan")] * len(Selective._fields))
-    _, tie, size = np.unique(scores, return_inverse=True, return_counts=True)
-    fraction = np.bincount(tie, weights=labels) / size  # hallucinated, per distinct score
-    ordered, best = np.repeat(fraction, size), np.sort(labels).astype(np.float64)
+    ordered = _over_ties(labels, scores)[np.argsort(scores, kind="stable")]
+    best = np.sort(labels).astype(np.float64)
     coverage = np.arange(1, len(labels) + 1)
     risk, oracle = np.cumsum(ordered) / coverage, np.cumsum(best) / coverage
     chance, half = float(labels.mean()), len(labels) // 2
@@ -201,6 +200,12 @@ def selective(labels: Ints, scores: Floats) -> Selective:
         for start in (0, max(0, half - 1))
     ]
     return Selective(float(risk.mean()), float(ratios[0]), float(ratios[1]))
+
+
+def _over_ties(values: NDArray[Any], scores: Floats) -> Floats:
+    """Each row's mean value over the rows with its score, (rows,), so that no order counts."""
+    _, tie, size = np.unique(scores, return_inverse=True, return_counts=True)
+    return np.asarray((np.bincount(tie, weights=values) / size)[tie], dtype=np.float64)
 
 
 def calibration_error(labels: Ints, probability: Floats) -> float:
@@ -218,11 +223,16 @@ class Bin(NamedTuple):
 
 
 def reliability(labels: Ints, probability: Floats, bins: int = CALIBRATION_BINS) -> list[Bin]:
-    """Bins of equal mass by probability; at most one bin per text."""
+    """Bins of equal mass by probability; at most one bin per text.
+
+    Texts of equal probability may be in several bins: their hallucinated fraction is the same in
+    each, so that the order of the texts changes nothing.
+    """
     order = np.argsort(probability, kind="stable")
     parts = np.array_split(order, min(bins, len(order)))
+    observed = _over_ties(labels, probability)
     return [
-        Bin(len(part), float(probability[part].mean()), float(labels[part].mean()))
+        Bin(len(part), float(probability[part].mean()), float(observed[part].mean()))
         for part in parts
     ]
 
@@ -232,7 +242,8 @@ def risk_curve(labels: Ints, scores: Floats) -> tuple[Floats, Floats]:
 
     The score may have any scale. Texts above its (1 - prevalence) quantile are predicted as
     hallucinated. Confidence is the distance of a text's rank from this threshold, relative to the
-    range on its side. Tied scores have midranks; equally confident texts keep their order.
+    range on its side. Tied scores have midranks; among equally confident texts, risk is spread
+    evenly.
 
     Returns:
         Coverage: fraction of texts with a prediction. Risk: fraction of wrong predictions among
@@ -248,7 +259,8 @@ def risk_curve(labels: Ints, scores: Floats) -> tuple[Floats, Floats]:
         (rank - threshold) / max(1 - threshold, 1e-12),
         (threshold - rank) / max(threshold, 1e-12),
     )
-    wrong = (predicted != (labels == 1))[np.argsort(-confidence, kind="stable")]
+    wrong = _over_ties(predicted != (labels == 1), confidence)
+    wrong = wrong[np.argsort(-confidence, kind="stable")]
     count = np.arange(1, len(labels) + 1)
     return count / len(labels), np.cumsum(wrong) / count
 
