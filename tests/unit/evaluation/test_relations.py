@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from evaluate import evaluate_detectors
+from ghosttrack import scores as registry
 from ghosttrack import statistics
-from ghosttrack.evaluation import relations
+from ghosttrack.evaluation import judgement, relations
 from ghosttrack.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings(bootstrap=200, minimum_answers=50)
@@ -51,6 +52,26 @@ def test_answers_that_repeat_their_remark_are_a_scope_of_their_own() -> None:
     assert relations.repeating(table, examples.assign(remark=""), SETTINGS, 0) == []
     few = examples.assign(answer=["Rome"] * 20 + ["Paris"] * 100)
     assert relations.repeating(table, few, SETTINGS, 0) == []
+
+
+def test_no_part_of_a_positive_control_establishes_a_claim() -> None:
+    table, relation = scores({"easy": (60, 60), "hard": (60, 60)})
+    rng = np.random.default_rng(0)
+    ours = table.assign(score=registry.DETECTOR, value=table["label"] + 0.1 * rng.random(240))
+    noise = table.assign(score="raw_probe_all", value=rng.random(240))
+    examples = relation.rename("relation").reset_index().assign(mode="generated", answer="Rome")
+    examples = examples.assign(remark="Rome it is. ", remark_answer="Rome")
+    verdicts = {}
+    for controls in ([], ["questions"]):
+        judged = judgement.judge(
+            pd.concat([ours, noise]), {"questions": examples}, controls, [], SETTINGS, 0
+        ).ledger
+        claim = judged["claim"] == "the detector beats probes on raw activations"
+        verdicts[len(controls)] = judged[claim & judged["dataset"].str.contains("/")]
+    assert len(verdicts[0]) == 4  # two relations, their mean, and the answers that repeat
+    assert set(verdicts[0]["verdict"]) == {"established"}
+    assert len(verdicts[1]) == 4
+    assert set(verdicts[1]["reason"]) == {"a positive control supports no claim"}
 
 
 def test_several_sets_of_repeated_answers_have_no_mean(tmp_path: Path) -> None:

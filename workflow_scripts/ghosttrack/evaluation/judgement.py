@@ -59,8 +59,9 @@ def judge(
     for name, examples in generated.items():
         part = scores[scores["dataset"] == name]
         relation = examples.set_index("id")["relation"]
-        single.append(by_relation.scope_results(part, relation, settings, seed))
-        repeated += by_relation.repeating(part, examples, settings, seed)
+        control = name in controls
+        single.append(by_relation.scope_results(part, relation, settings, seed, control=control))
+        repeated += by_relation.repeating(part, examples, settings, seed, control=control)
     claimed = [each for found in single for each in by_relation.claimed(found, settings)]
     claimed += by_relation.tested(repeated, settings)
     return Judgement(

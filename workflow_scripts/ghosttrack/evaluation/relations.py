@@ -20,19 +20,25 @@ SHOWN = 10
 
 
 def scope_results(
-    scores: pd.DataFrame, relation_of: pd.Series, settings: EvaluationSettings, seed: int
+    scores: pd.DataFrame,
+    relation_of: pd.Series,
+    settings: EvaluationSettings,
+    seed: int,
+    *,
+    control: bool = False,
 ) -> list[ScopeResult]:
     """Results of every score on each relation of a generated data set; empty with one relation.
 
     Nothing is fitted again: the scores are those of the whole data set.
 
     Args:
-        scores: long table of one data set; relation_of: relation by example id.
+        scores: long table of one data set; relation_of: relation by example id; control: whether
+            the data set is a positive control.
     """
     relation = scores["id"].map(relation_of)
     dataset = str(scores["dataset"].iloc[0])
     results = [
-        scoreboard.of_dataset(part.assign(dataset=f"{dataset}{OF}{name}"), False, settings, seed)
+        scoreboard.of_dataset(part.assign(dataset=f"{dataset}{OF}{name}"), control, settings, seed)
         for name, part in scores.groupby(relation, sort=True)
         if _least(part) >= SHOWN
     ]
@@ -40,12 +46,18 @@ def scope_results(
 
 
 def repeating(
-    scores: pd.DataFrame, examples: pd.DataFrame, settings: EvaluationSettings, seed: int
+    scores: pd.DataFrame,
+    examples: pd.DataFrame,
+    settings: EvaluationSettings,
+    seed: int,
+    *,
+    control: bool = False,
 ) -> list[ScopeResult]:
     """Results on the generated answers that repeat the remark before them; empty if too few.
 
     Args:
-        scores: long table of one data set; examples: its examples.parquet.
+        scores: long table of one data set; examples: its examples.parquet; control: whether the
+            data set is a positive control.
     """
     if not remarks.has_remarks(examples):
         return []
@@ -54,7 +66,7 @@ def repeating(
     if part.empty or _least(part) < SHOWN:
         return []
     dataset = f"{scores['dataset'].iloc[0]}{OF}{REPEATED}"
-    return [scoreboard.of_dataset(part.assign(dataset=dataset), False, settings, seed)]
+    return [scoreboard.of_dataset(part.assign(dataset=dataset), control, settings, seed)]
 
 
 def tested(results: Sequence[ScopeResult], settings: EvaluationSettings) -> list[ScopeResult]:

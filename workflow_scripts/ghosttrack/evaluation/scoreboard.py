@@ -163,7 +163,7 @@ def pool(name: str, members: Sequence[ScopeResult], confidence: float) -> ScopeR
         n,
         groups,
         prevalence,
-        False,
+        any(member.control for member in members),
         {
             score_name: float(np.mean([member.auroc[score_name] for member in members]))
             for score_name in shared
