@@ -295,6 +295,27 @@ def test_groups_that_share_a_text_are_one_block() -> None:
     assert [batch.tolist() for batch in batches] == [[2, 1], [0]]
 
 
+def test_one_answer_to_several_contexts_is_as_many_texts() -> None:
+    texts = examples().assign(text="I cannot answer that.", answer="I cannot answer that.")
+    made = returning(lambda shown: np.zeros(len(shown)))
+    texts["context"] = [f"Passage {number}." for number in range(len(texts))]
+    table = class_runs.score_dataset(
+        "mine", "cities", in_this_process(made), WHERE, texts, {}, audited(texts), seed=0
+    )
+    assert np.isfinite(table["value"]).all()
+    with pytest.raises(UserError, match="share a text"):
+        class_runs.score_dataset(
+            "mine",
+            "cities",
+            in_this_process(made),
+            WHERE,
+            texts.assign(context="Passage 0."),
+            {},
+            audited(texts),
+            seed=0,
+        )
+
+
 @pytest.mark.parametrize("shared", ["Mine.known", "KNOWN"])
 def test_no_label_passes_from_fold_to_fold(tmp_path: Path, shared: str) -> None:
     table = run_file(

@@ -15,6 +15,7 @@ from ghosttrack.detection.class_folds import Fold, Runner
 from ghosttrack.detection.protocol import Ints, Part
 from ghosttrack.detection.representations import Spans, layer_blocks, span_mean, spans
 from ghosttrack.errors import UserError
+from ghosttrack.facts.examples import as_read
 from ghosttrack.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -233,10 +234,9 @@ def score_dataset(
     scores = np.full(len(rows), np.nan)
     if not reason:
         evaluated = examples.iloc[rows]
-        splits.check_folds(
-            fold, first["group"], list(evaluated["text"]), list(evaluated["id"]), dataset
-        )
-        cv_groups = splits.make_cv_groups(list(first["group"]), list(evaluated["text"]))
+        read = as_read(evaluated)
+        splits.check_folds(fold, first["group"], read, list(evaluated["id"]), dataset)
+        cv_groups = splits.make_cv_groups(list(first["group"]), read)
         rng = np.random.default_rng(seed)
         folds, tests = list[Fold](), list[Ints]()
         for number in range(int(fold.max()) + 1):
