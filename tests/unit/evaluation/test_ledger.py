@@ -235,6 +235,24 @@ def test_the_reason_is_that_of_the_missing_score_and_of_no_other(missing: str, r
     assert row["reason"] == f"{missing} was not run" + (f": {reason}" if reason else "")
 
 
+def test_an_interval_that_the_groups_do_not_allow_is_not_a_score_that_was_not_run() -> None:
+    table = scores({"ghosttrack": 6.0})
+    rare = table["group"].isin(["g000", "g001"])
+    scope = scoreboard.of_dataset(table[rare | (table["label"] == 0)], False, SETTINGS, 0)
+    row = judged(scope, "the detector beats probes on raw activations")
+    assert float(str(row["difference"])) > 0
+    assert (row["verdict"], row["reason"]) == (registry.NOT_ESTABLISHED, registry.NO_INTERVAL)
+
+
+def test_a_mean_has_no_best_control_if_a_data_set_has_none() -> None:
+    table = scores({}, "mine")
+    table.loc[table["score"].isin(["length", "text_only"]), "value"] = np.nan
+    sets = [scope_result({}), scoreboard.of_dataset(table, False, SETTINGS, 0)]
+    found = ledger.best_of(scoreboard.pool("all_given", sets, 0.95), ("length", "text_only"))
+    assert np.isnan(found.auroc)
+    assert np.isnan(found.draws).all()
+
+
 def test_the_pooled_claim_is_held_against_the_best_control_of_each_set() -> None:
     sets = [
         scope_result({"ghosttrack": 3.0, "answer_logprob_mean": 1.0}, dataset="one"),

@@ -135,11 +135,10 @@ def best_of(scope: ScopeResult, score_names: Sequence[str]) -> BestScore:
             if len(listed) == 1
             else "best of each set: " + ", ".join(f"{each} {names.count(each)}" for each in listed)
         )
-        return BestScore(
-            name,
-            float(np.mean([best.auroc for best in bests])),
-            np.mean([best.draws for best in bests], axis=0),
-        )
+        auroc = float(np.mean([best.auroc for best in bests]))
+        if not np.isfinite(auroc):  # a data set has none of them, and so no draws
+            return BestScore(name, auroc, np.full(1, np.nan))
+        return BestScore(name, auroc, np.mean([best.draws for best in bests], axis=0))
     known = [score_name for score_name in score_names if scope.has(score_name)]
     if not known:
         return BestScore(score_names[0], float("nan"), np.full(1, np.nan))
@@ -189,6 +188,9 @@ def _verdict(
 ) -> tuple[str, str]:
     gain, groups = row.gain, row.scope.groups
     if not np.isfinite([gain.value, gain.low]).all():
+        # Both have an AUROC: too many resamples hold one class alone.
+        if np.isfinite(gain.value):
+            return registry.NOT_ESTABLISHED, registry.NO_INTERVAL
         missing = row.claim.ours if not row.scope.has(row.claim.ours) else row.control
         noted = next(
             (
