@@ -235,6 +235,22 @@ def test_the_reason_is_that_of_the_missing_score_and_of_no_other(missing: str, r
     assert row["reason"] == f"{missing} was not run" + (f": {reason}" if reason else "")
 
 
+@pytest.mark.parametrize(
+    ("ours", "verdict", "reason"),
+    [
+        (0.45, registry.NOT_ESTABLISHED, "the score is not above chance"),
+        (0.51, registry.NOT_ESTABLISHED, "the score is not above chance"),
+        (0.53, registry.ESTABLISHED, ""),
+    ],
+)
+def test_a_score_at_chance_beats_nothing(ours: float, verdict: str, reason: str) -> None:
+    row = judged(
+        exact({"ghosttrack": ours, "raw_probe_all": 0.3}, error=0.01),
+        "the detector beats probes on raw activations",
+    )
+    assert (row["verdict"], row["reason"]) == (verdict, reason)
+
+
 def test_an_interval_that_the_groups_do_not_allow_is_not_a_score_that_was_not_run() -> None:
     table = scores({"ghosttrack": 6.0})
     rare = table["group"].isin(["g000", "g001"])

@@ -39,6 +39,7 @@ class _Comparison(NamedTuple):
     control_auroc: float
     gain: Difference
     explained: str
+    above_chance: bool
 
 
 def judge(
@@ -110,6 +111,7 @@ def _compare(claim: ClaimSpec, scope: ScopeResult, confidence: float) -> _Compar
         best.auroc,
         gain,
         _text_explains(claim.ours, scope, confidence),
+        statistics.interval(our_draws, confidence).low > 0.5,
     )
 
 
@@ -210,6 +212,8 @@ def _verdict(
         return registry.NOT_ESTABLISHED, "a positive control supports no claim"
     if groups < settings.minimum_groups:
         return (registry.NOT_ESTABLISHED, registry.too_few_groups(groups, settings.minimum_groups))
+    if gain.low > 0 and not row.above_chance:
+        return registry.NOT_ESTABLISHED, registry.NOT_ABOVE_CHANCE
     if gain.low > 0 and p_holm < 1 - settings.confidence:
         return registry.ESTABLISHED, ""
     if gain.low > 0:

@@ -376,7 +376,7 @@ def _verdict(
             f"{groups} groups, fewer than evaluation.minimum_groups = {settings.minimum_groups}",
         )
     if gain.low > 0 and chance:
-        return registry.NOT_ESTABLISHED, "the score is not above chance"
+        return registry.NOT_ESTABLISHED, registry.NOT_ABOVE_CHANCE
     if gain.low > 0 and single:
         return registry.NOT_ESTABLISHED, f"the score is not above {single} alone"
     if gain.low > 0 and p < 1 - settings.confidence:

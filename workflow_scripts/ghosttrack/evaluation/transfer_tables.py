@@ -160,6 +160,8 @@ def _corrected(
             verdict, reason = registry.NOT_ESTABLISHED, registry.NULL_ROWS_DIFFER
         elif row["difference_low"] > 0 and row["groups"] < settings.minimum_groups:
             reason = registry.too_few_groups(row["groups"], settings.minimum_groups)
+        elif row["difference_low"] > 0 and verdict == registry.NOT_ESTABLISHED:
+            reason = registry.NOT_ABOVE_CHANCE
         elif verdict == registry.ESTABLISHED and not p_holm < 1 - settings.confidence:
             verdict, reason = registry.NOT_ESTABLISHED, registry.NOT_AFTER_CORRECTION
         result.append({**row, "verdict": verdict, "p_holm": p_holm, "reason": reason})
@@ -301,6 +303,8 @@ def _difference(
         "difference_high": gain.high,
         "p": gain.p,
         "verdict": registry.ESTABLISHED
-        if gain.low > 0 and cell.groups >= settings.minimum_groups
+        if gain.low > 0
+        and cell.groups >= settings.minimum_groups
+        and statistics.interval(cell.draws[ours], settings.confidence).low > 0.5
         else registry.NOT_ESTABLISHED,
     }
