@@ -105,14 +105,24 @@ def test_nested_results_do_not_reward_memorised_groups() -> None:
 
 
 def test_the_risk_coverage_curve_counts_errors_among_the_most_certain_texts() -> None:
-    curve = calibration.risk_coverage(np.array([1, 0, 1, 0]), np.array([0.9, 0.8, 0.6, 0.45]))
+    labels, probability = np.array([1, 0, 1, 0]), np.array([0.9, 0.8, 0.6, 0.45])
+    curve = calibration.risk_coverage(labels, probability, alone(4))
     assert [(point.decided, point.errors) for point in curve] == [(1, 0), (2, 1), (3, 1), (4, 1)]
     assert [point.certainty for point in curve] == [0.9, 0.8, 0.6, 0.55]
     assert curve[-1].coverage == 1
     assert all(point.low <= point.error <= point.high for point in curve)
-    assert calibration.error_interval(0, 0) == (0, 1)
-    low, high = calibration.error_interval(5, 50)  # Wilson: 0.0435 to 0.2136
+    assert calibration.error_interval(0, 0, 0) == (0, 1)
+    low, high = calibration.error_interval(5, 50, 50)  # Wilson: 0.0435 to 0.2136
     assert (round(low, 4), round(high, 4)) == (0.0435, 0.2136)
+
+
+def test_copies_of_texts_do_not_narrow_the_interval_of_an_error() -> None:
+    labels, probability = np.array([1, 0, 1, 0]), np.array([0.9, 0.8, 0.6, 0.45])
+    once = calibration.risk_coverage(labels, probability, alone(4))
+    copied = calibration.risk_coverage(*(np.repeat(x, 5) for x in (labels, probability, alone(4))))
+    assert copied[-1].decided == 20
+    assert (copied[-1].low, copied[-1].high) == pytest.approx((once[-1].low, once[-1].high))
+    assert calibration.error_interval(25, 250, 50) == calibration.error_interval(5, 50, 50)
 
 
 def score(log_odds: float) -> ScoredText:

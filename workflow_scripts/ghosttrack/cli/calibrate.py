@@ -134,7 +134,7 @@ def report(
 
     from ghosttrack.detection.calibration import auroc
 
-    labels = np.array(labelled.labels)
+    labels, cv_groups = np.array(labelled.labels), _cv_groups(labelled)
     before = np.array([score.probability for score in scores])
     old = auroc(labels, before)
     yield f"{len(labels)} texts in {len(set(labelled.groups))} groups; {labelled.meaning}"
@@ -147,11 +147,11 @@ def report(
     yield ""
     yield f"{'confidence':>10} {'decided':>8} {'error':>6} {'95 % interval':>14}   {'before: decided':>15} {'error':>6}"
     for confidence, decided in reached.decided.items():
-        row = _errors(labels, reached.probability, decided)
+        row = _errors(labels, reached.probability, decided, cv_groups)
         sure = np.maximum(before, 1 - before) >= confidence
         unsure = np.array([score.verdict.startswith(ABSTAIN) for score in scores])
         # The detector's own abstentions were asked for at the lowest confidence.
-        earlier = _errors(labels, before, sure & ~unsure)
+        earlier = _errors(labels, before, sure & ~unsure, cv_groups)
         yield (
             f"{confidence:>10} {row.coverage:>8.0%} {_rate(row):>6} "
             f"{f'{row.low:.2f} to {row.high:.2f}':>14}   {earlier.coverage:>15.0%} {_rate(earlier):>6}"
@@ -170,13 +170,14 @@ def report(
     yield f'use it: make score ARGS="RUN --calibration {out} --texts FILE"'
 
 
-def _errors(labels: Any, probability: Any, decided: Any) -> "Point":
+def _errors(labels: Any, probability: Any, decided: Any, cv_groups: Any) -> "Point":
     from ghosttrack.detection.calibration import Point, error_interval
 
     count = int(decided.sum())
     errors = int((((probability >= 0.5) != (labels == 1)) & decided).sum())
     rate = errors / count if count else float("nan")
-    return Point(count / len(labels), count, errors, rate, *error_interval(errors, count), 0.0)
+    interval = error_interval(errors, count, len(set(cv_groups[decided])))
+    return Point(count / len(labels), count, errors, rate, *interval, 0.0)
 
 
 def _rate(point: "Point") -> str:

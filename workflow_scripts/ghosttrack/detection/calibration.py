@@ -203,33 +203,40 @@ def reached(columns: Floats, labels: Ints, cv_groups: splits.Names) -> Reached:
         certainty = np.maximum(probability[test], 1 - probability[test])
         for confidence in CONFIDENCES:
             decided[confidence][test] = certainty >= made.threshold(confidence)
-    return Reached(probability, decided, risk_coverage(labels, probability))
+    return Reached(probability, decided, risk_coverage(labels, probability, cv_groups))
 
 
-def risk_coverage(labels: Ints, probability: Floats) -> list[Point]:
+def risk_coverage(labels: Ints, probability: Floats, cv_groups: splits.Names) -> list[Point]:
     """Error and its interval among the most certain texts, for every number of decided texts."""
     certainty = np.maximum(probability, 1 - probability)
     order = np.argsort(-certainty, kind="stable")
     wrong = ((probability >= 0.5) != (labels == 1))[order]
+    _, first = np.unique(cv_groups[order].astype(str), return_index=True)
+    groups = np.cumsum(np.isin(np.arange(len(order)), first))
     return [
         Point(number / len(labels), number, int(errors), errors / number, *interval, certain)
-        for number, (errors, certain) in enumerate(
-            zip(np.cumsum(wrong).tolist(), certainty[order].tolist(), strict=True), start=1
+        for number, (errors, certain, independent) in enumerate(
+            zip(np.cumsum(wrong).tolist(), certainty[order].tolist(), groups.tolist(), strict=True),
+            start=1,
         )
-        for interval in [error_interval(int(errors), number)]
+        for interval in [error_interval(int(errors), number, independent)]
     ]
 
 
-def error_interval(errors: int, decided: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of an error rate; (0, 1) without a decision."""
+def error_interval(errors: int, decided: int, groups: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of an error rate; (0, 1) without a decision.
+
+    `groups`: number of groups of the decided texts. The texts of a group count as one, because they
+    may be wrong together.
+    """
     if not decided:
         return 0.0, 1.0
     z, rate = 1.959964, errors / decided
     centre, width = (
-        rate + z**2 / (2 * decided),
-        z * np.sqrt(rate * (1 - rate) / decided + z**2 / (4 * decided**2)),
+        rate + z**2 / (2 * groups),
+        z * np.sqrt(rate * (1 - rate) / groups + z**2 / (4 * groups**2)),
     )
-    shrink = 1 + z**2 / decided
+    shrink = 1 + z**2 / groups
     return max(0.0, float((centre - width) / shrink)), min(1.0, float((centre + width) / shrink))
 
 
