@@ -46,11 +46,11 @@ def test_spans_are_cut_to_the_part_of_the_text_that_they_are_moved_to() -> None:
     [
         ([], False),
         ([Span(0, 1)], True),
-        ([Span(0, 1, 0.5)], True),
-        ([Span(0, 1, 0.49), Span(0, 1, 0.3)], False),
+        ([Span(0, 1, 0.51)], True),
+        ([Span(0, 1, 0.5), Span(0, 1, 0.3)], False),
     ],
 )
-def test_an_answer_is_hallucinated_if_half_of_the_annotators_mark_a_span(
+def test_an_answer_is_hallucinated_if_more_than_half_of_the_annotators_mark_a_span(
     spans: list[Span], expected: bool
 ) -> None:
     assert has_hallucination(spans) == expected

@@ -1,6 +1,6 @@
 """Detectors of single hallucinated tokens, with their controls, in the folds of the answers.
 
-A token is hallucinated if a span of probability .5 or more overlaps it. All tokens of an answer, and
+A token is hallucinated if a span of a probability above .5 overlaps it. All tokens of an answer, and
 all answers of a group, are in one fold. Every score is a ridge regression (`fold_ridge`) on the
 columns of its name; strengths, layers and thresholds are chosen in the training folds. A threshold
 maximises the F1 of characters. The two scores on all inputs are stacks: their columns are the
@@ -142,7 +142,7 @@ def read_inputs(
         rows,
         example,
         fold[example],
-        (table["span"].to_numpy() >= HARD).astype(np.int64),
+        (table["span"].to_numpy() > HARD).astype(np.int64),
         table,
         texts,
         None if logprob is None else logprob[rows],
@@ -313,7 +313,7 @@ def character_counts(inputs: TokenInputs) -> tuple[Ints, Ints]:
         rows = slice(int(edges[number]), int(edges[number + 1]))
         mask = np.zeros(len(answer) + 1, dtype=np.int64)
         for span in (Span(**each) for each in spans):
-            if span.probability >= HARD:
+            if span.probability > HARD:
                 mask[span.start + 1 : span.end + 1] = 1
         last = np.maximum.accumulate(ends[rows].clip(0, len(answer)))
         # Nothing of the answer is after its last token but white space.

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-# A span counts as hallucinated from this probability on; so does a token.
+# A span counts as hallucinated above this probability, and so does a token: more than half of the
+# annotators marked it, as in the scorer of Mu-SHROOM.
 HARD = 0.5
 
 
@@ -17,7 +18,7 @@ class Span(NamedTuple):
 
 def has_hallucination(spans: Iterable[Span]) -> bool:
     """Whether a span counts as hallucinated: the label of the answer."""
-    return any(span.probability >= HARD for span in spans)
+    return any(span.probability > HARD for span in spans)
 
 
 def shifted(spans: Iterable[Span], offset: int, length: int) -> list[Span]:

@@ -34,7 +34,7 @@ class Piece(NamedTuple):
     """A part of an answer that one token adds to it, as it is shown in the report.
 
     heat: score minus threshold, from -1 to 1; 0 without a score. said: the token's score in words.
-    parts: text and kind of underline ("", "soft" below HARD, "span").
+    parts: text and kind of underline ("", "soft" up to HARD, "span").
     """
 
     heat: float
@@ -179,7 +179,7 @@ def _parts(text: str, start: int, end: int, spans: Sequence[Span]) -> list[tuple
     return [
         (
             text[part.start : part.end],
-            "span" if part.probability >= HARD else "soft" if part.probability > 0 else "",
+            "span" if part.probability > HARD else "soft" if part.probability > 0 else "",
         )
         for part in parts_of(start, end, spans)
     ]

@@ -119,7 +119,7 @@ class DatasetSettings(Section):
         description="`file`, mode `given`: column with the hallucinated spans of the answer, in "
         "characters from its start: a list of objects with `start` and `end` (RAGTruth), also with "
         "`prob` (soft labels of Mu-SHROOM), a list of pairs, or the answer with FAVA's tags. `[]`: "
-        "no span. An answer with a span of probability .5 or more is hallucinated; `label_column` "
+        "no span. An answer with a span of a probability above .5 is hallucinated; `label_column` "
         "is not read. Such a data set gets detectors of single tokens, too.",
     )
     generator_column: str | None = Field(
