@@ -74,10 +74,15 @@ def judge(
         pooled = _pool(others)
         rows += _rows(OTHERS, pooled, settings)
         others.append(pooled)
-    differences = [_difference(cell, control, settings) for cell in others for control in CONTROLS]
+    differences = [
+        row
+        for cell in others
+        for control in CONTROLS
+        if (row := _difference(cell, control, settings))
+    ]
     return TransferTables(
         pd.DataFrame(rows, columns=list(registry.TRANSFER)),
-        pd.DataFrame([row for row in differences if row], columns=list(registry.LEFT_OUT)),
+        pd.DataFrame(_corrected(differences, settings, False), columns=list(registry.LEFT_OUT)),
     )
 
 
@@ -148,7 +153,7 @@ def judge_misled(
 def _corrected(
     rows: Sequence[dict[str, Any]], settings: EvaluationSettings, null_rows_differ: bool
 ) -> list[dict[str, Any]]:
-    """Rows of one left-out part with Holm's correction, and verdicts that depend on it."""
+    """Rows of left_out.csv, or of one left-out part of misled_left_out.csv, with Holm's correction, and verdicts that depend on it."""
     unfair = [null_rows_differ and registry.has_random_decoder(row["control"]) for row in rows]
     p_values = [
         float("nan") if excluded else row["p"] for row, excluded in zip(rows, unfair, strict=True)
