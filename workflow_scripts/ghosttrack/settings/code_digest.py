@@ -20,7 +20,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 SCRIPTS = PACKAGE.parent
 # Subpackages and modules that determine how a job runs and what it logs, never its results.
 NOT_IN_DIGEST = frozenset({"runtime", "settings", "planning", "cli", "errors", "sae.speed"})
-# Cache of parsed sources between processes; keys are path, size and modification time.
+# Cache of parsed sources between processes; keys are path, size, inode and times. The time of the
+# last change (ctime) cannot be set: `cp -p`, `rsync -a` and archives keep modification times.
 CACHE = Path(".snakemake") / "ghosttrack_sources.json"
 # Packages whose version may change a result; the versions are recorded with it.
 LIBRARIES = (
@@ -132,7 +133,7 @@ def _source(path: Path) -> ParsedSource:
 
 def _key(path: Path) -> str:
     stat = path.stat()
-    return f"{path} {stat.st_size} {stat.st_mtime_ns}"
+    return f"{path} {stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
 @cache
@@ -153,7 +154,7 @@ def write_cache() -> None:
     cache = Path.cwd() / CACHE
     known = _read_cache(cache)
     try:
-        paths = {key: Path(key.rsplit(" ", 2)[0]) for key in known}
+        paths = {key: Path(key.rsplit(" ", 4)[0]) for key in known}
         content = {
             key: (known[key].digest, sorted(known[key].names), known[key].imports)
             for key, path in sorted(paths.items())
