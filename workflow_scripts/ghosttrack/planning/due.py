@@ -115,18 +115,19 @@ def _judge(request: Request, disk: DigestCache) -> JobVerdict:
 def _disagreement(request: Request, record: records.Record, disk: DigestCache) -> str:
     """The first difference between an output's record and the planned job; "" if they match."""
     wanted = request.description
-    if record.params != wanted.params:
-        return _changed_params(record.params, wanted.params)
+    before, now = map(records.without_folders, (record.params, wanted.params))
+    if before != now:
+        return _changed_params(before, now)
     if record.inputs.keys() != wanted.inputs.keys():
         other = sorted(record.inputs.keys() ^ wanted.inputs.keys())
         return f"different input files ({', '.join(other[:3])}{', ...' if len(other) > 3 else ''})"
     for label, path in wanted.inputs.items():
         # The record also gives the digest of a file that is deleted, lost or damaged.
         made = disk.record(path) if path in request.producers else None
-        now = made.sha256 if made is not None else disk.digest(path)
-        if now is None:
+        current = made.sha256 if made is not None else disk.digest(path)
+        if current is None:
             return f"{label} and its record are missing"
-        if now != record.inputs[label]:
+        if current != record.inputs[label]:
             return f"the content of {label} changed"
     return ""
 
