@@ -73,6 +73,12 @@ def reports(wildcards):
     return [f"results/{model}/report.html" for model in MODELS]
 
 
+def reports_of_run():
+    """Reports that this run made or found current; those of other targets may be of other settings."""
+    planned = {str(path) for job in workflow.dag.jobs for path in job.output}
+    return [path for path in reports(None) if path in planned and Path(path).exists()]
+
+
 def comparison(wildcards):
     return ["results/comparison/comparison.html"] if len(MODELS) > 1 else []
 

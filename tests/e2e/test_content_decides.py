@@ -293,3 +293,13 @@ def test_every_result_has_a_record_and_no_record_names_a_folder_of_this_machine(
             found = json.loads((finished / records.record_path(name)).read_text())
             assert found["sha256"] == files.sha256_file(path)
             assert str(finished) not in json.dumps(found)
+
+
+def test_a_run_of_another_target_does_not_show_the_report_of_other_settings(
+    house_to_change: Path,
+) -> None:
+    target = f"results/{MODEL}/datasets/capitals/examples.parquet"
+    ended = launch(house_to_change, "seed=1", "--", target)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert (results(house_to_change) / "report.html").exists()
+    assert "Report: " not in ended.stdout + ended.stderr
