@@ -89,6 +89,29 @@ def test_an_edit_of_the_same_size_and_modification_time_changes_the_digest(
 
 
 @pytest.mark.parametrize(
+    ("text", "edited"),
+    [
+        ("def link(x):\n    return x + 1  # a comment\n", False),
+        ("def link(x):\n    return x + 2\n", True),
+        ("def link(x):\n    return (x\n", True),
+        (None, True),
+    ],
+)
+def test_an_edit_since_the_first_digest_is_found(
+    package: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, *, edited: bool
+) -> None:
+    monkeypatch.chdir(package)
+    monkeypatch.setattr(code_digest, "_first", {})
+    first = digest()
+    assert code_digest.edited_digests() == frozenset()
+    if text is None:
+        (package.parent / "track" / "track.py").unlink()
+    else:
+        (package / "kernel.py").write_text(text)
+    assert code_digest.edited_digests() == (frozenset({first}) if edited else frozenset())
+
+
+@pytest.mark.parametrize(
     ("name", "text"),
     [
         (

@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import records
+from ghosttrack.settings import code_digest
 
 State = Literal["current", "missing", "damaged", "due"]
 # Maximum number of reasons that are printed.
@@ -246,8 +247,9 @@ def _content_dag(base: type[Any]) -> type[Any]:
                 await super().check_output_mtime(job, expanded_output)
 
         def disagreements(self) -> list[str]:
-            """After a run: why results do not match their inputs or settings.
+            """After a run: why results do not match their inputs, settings or code.
 
+            Jobs read the code when they start, so an edit during the run mixes two versions.
             Waits up to Snakemake's --latency-wait for files of other nodes on a shared file system.
             """
             requests = [request._replace(call="") for request in self._requests()[1]]
@@ -256,7 +258,12 @@ def _content_dag(base: type[Any]) -> type[Any]:
                 reasons := [verdict.reason for verdict in judge(requests) if verdict.reason]
             ) and time.monotonic() < end:
                 time.sleep(1.0)
-            return reasons
+            edited = code_digest.edited_digests()
+            return reasons + [
+                f"the code of {request.rule} was edited during the run"
+                for request in requests
+                if request.description.params["code"] in edited
+            ]
 
         def _decide(self) -> None:
             jobs, requests = self._requests()

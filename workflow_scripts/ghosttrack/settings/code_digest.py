@@ -61,7 +61,28 @@ def source_digest(script: str, *data: str) -> str:
         for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
             if path.is_file() and "__pycache__" not in path.parts:
                 total.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
-    return total.hexdigest()[:16]
+    digest = total.hexdigest()[:16]
+    _first[script, *data] = _first.get((script, *data), digest)
+    return digest
+
+
+# The first digest of each script and its data in this process.
+_first: dict[tuple[str, ...], str] = {}
+
+
+def edited_digests() -> frozenset[str]:
+    """Digests that `source_digest` gave first in this process, and that are out of date now."""
+    for function in (script_of, _closure, _imported_files, _source, _read_cache):
+        function.cache_clear()
+    edited = set()
+    for (script, *data), digest in list(_first.items()):
+        try:
+            same = source_digest(script, *data) == digest
+        except (OSError, ValueError, SyntaxError):  # in the middle of an edit
+            same = False
+        if not same:
+            edited.add(digest)
+    return frozenset(edited)
 
 
 @cache
