@@ -27,7 +27,7 @@ onstart:
 
 onsuccess:
     refuse_disagreement()
-    sys.stderr.writelines(f"Report: {path}\n" for path in reports(None) if Path(path).exists())
+    sys.stderr.writelines(f"Report: {path}\n" for path in reports_of_run())
 
 
 onerror:

@@ -73,6 +73,12 @@ def reports(wildcards):
     return [f"results/{model}/report.html" for model in MODELS]
 
 
+def reports_of_run():
+    """Reports that this run made or found current; those of other targets may be of other settings."""
+    planned = {str(path) for job in workflow.dag.jobs for path in job.output}
+    return [path for path in reports(None) if path in planned and Path(path).exists()]
+
+
 def comparison(wildcards):
     return ["results/comparison/comparison.html"] if len(MODELS) > 1 else []
 
@@ -95,12 +101,13 @@ def refuse_orphans():
 
 
 def refuse_disagreement():
-    """Stop with an error after the last job if a result does not match the inputs that exist now.
+    """Stop with an error after the last job if a result does not match its inputs or code of now.
 
-    This happens when a lost file was computed again with other bytes, as on another processor.
+    This happens when a lost file was computed again with other bytes, as on another processor, and
+    when code was edited during the run.
     """
     if found := sorted(set(workflow.dag.disagreements())):
         listed = "\n".join(f"  {reason}" for reason in found[:12])
         raise WorkflowError(
-            f"results do not match their inputs:\n{listed}\nRun the same command again: it computes them again"
+            f"results do not match their inputs or code:\n{listed}\nRun the same command again: it computes them again"
         )

@@ -293,3 +293,31 @@ def test_every_result_has_a_record_and_no_record_names_a_folder_of_this_machine(
             found = json.loads((finished / records.record_path(name)).read_text())
             assert found["sha256"] == files.sha256_file(path)
             assert str(finished) not in json.dumps(found)
+
+
+def test_a_run_of_another_target_does_not_show_the_report_of_other_settings(
+    house_to_change: Path,
+) -> None:
+    target = f"results/{MODEL}/datasets/capitals/examples.parquet"
+    ended = launch(house_to_change, "seed=1", "--", target)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert (results(house_to_change) / "report.html").exists()
+    assert "Report: " not in ended.stdout + ended.stderr
+
+
+def test_code_that_is_edited_during_a_run_ends_it_with_an_error(house_to_change: Path) -> None:
+    script = house_to_change / "workflow_scripts/fetch/fetch_dataset.py"
+    text = script.read_text()
+    edit = (
+        "from ghosttrack.facts import statements\n"
+        "Path(statements.__file__).open('a').write('EDITED = 1\\n')\n"
+    )
+    script.write_text(text.replace("\ndef main(", f"\n{edit}\ndef main(", 1))
+    target = f"results/{MODEL}/datasets/capitals/examples.parquet"
+    ended = launch(house_to_change, "--", target)
+    assert ended.returncode == 1
+    assert "the code of fetch_dataset was edited during the run" in ended.stdout + ended.stderr
+    script.write_text(text)
+    again = launch(house_to_change, "--", target)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert job_counts(again.stdout + again.stderr)["fetch_dataset"] == 1

@@ -260,3 +260,18 @@ def test_a_wrong_folder_or_file_is_refused(
     home = make_run(tmp_path)
     assert "name such a file" in refusal(home, capsys, "--out", str(tmp_path / "no" / "a.zip"))
     assert "name such a file" in refusal(home, capsys, "--out", str(tmp_path / "folder"))
+
+
+def test_results_may_be_a_link_and_the_clone_may_be_below_a_folder_named_results(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "disk").mkdir()
+    home = make_run(tmp_path / "disk")
+    clone = tmp_path / "results" / "clone"
+    clone.mkdir(parents=True)
+    (home.parents[1] / "config").rename(clone / "config")
+    (clone / "results").symlink_to(home.parent)
+    names = write(clone / "results" / MODEL).namelist()
+    assert {f"results/{MODEL}/report.html", f"results/{MODEL}/records/report.html.json"} <= set(
+        names
+    )

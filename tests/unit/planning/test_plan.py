@@ -378,3 +378,16 @@ def test_a_wave_waits_for_the_nearest_earlier_wave_and_for_those_that_this_wave_
     missing: list[list[int]], extracted: set[int], waited_for: list[int]
 ) -> None:
     assert plan.layers_waited_for(missing, extracted.__contains__) == waited_for
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "3", "{}", '{"metadata": null}', '{"metadata": 3}', '{"a": "\xff"}']
+)
+def test_an_sae_with_a_damaged_cfg_is_not_finished_and_stops_no_plan(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "sae_weights.safetensors").write_bytes(b"x")
+    (tmp_path / "cfg.json").write_bytes(text.encode("latin-1"))
+    assert not plan.has_training_digest(tmp_path, "digest")
+    (tmp_path / "cfg.json").write_text('{"metadata": {"training_digest": "digest"}}')
+    assert plan.has_training_digest(tmp_path, "digest")

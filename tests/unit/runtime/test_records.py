@@ -132,6 +132,35 @@ def test_a_changed_setting_is_named_and_makes_dependent_jobs_due() -> None:
     assert "jobs that depend on these: 1" in text
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "state"),
+    [("models/mine", "/home/ann/models/mine", "current"), ("models/mine", "models/theirs", "due")],
+)
+def test_the_folder_of_a_local_model_or_of_local_saes_may_be_moved(
+    before: str, now: str, state: str
+) -> None:
+    def jobs(folder: str) -> list[Any]:
+        model = {"kind": "directory", "id": folder, "revision": None}
+        sae = {"source": f"{folder}_layer_{{layer}}", "revision": None, "k": 16}
+        return [job(MANIFEST, source=model), job(SAE, sae=sae)]
+
+    finish(jobs(before))
+    assert states(jobs(now)) == [state] * 2
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"source": "saelens:release/a"}, {"source": "saelens:other/a"}),
+        ({"source": "ann/saes/a", "revision": "1"}, {"source": "bob/saes/a", "revision": "1"}),
+        ({"source": "train"}, {"source": "saes/layer_{layer}"}),
+    ],
+)
+def test_saes_of_another_origin_are_due(before: dict[str, str], now: dict[str, str]) -> None:
+    finish([job(SAE, sae=before)])
+    assert states([job(SAE, sae=now)]) == ["due"]
+
+
 def test_a_changed_setting_is_not_forgotten_when_its_first_job_fails() -> None:
     finish(chain())
     changed = chain(site="mlp_out")

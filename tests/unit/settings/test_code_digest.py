@@ -1,5 +1,6 @@
 """The digest of a rule's code depends on its logic, not on its words."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def digest() -> str:
 
 
 @pytest.mark.usefixtures("package")
-def test_parsed_sources_are_cached_by_size_and_modification_time(
+def test_parsed_sources_are_cached_by_size_inode_and_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -63,6 +64,51 @@ def test_parsed_sources_are_cached_by_size_and_modification_time(
         assert digest() == first
     (tmp_path / code_digest.CACHE).write_text("{damaged")
     assert digest() == first
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_an_edit_of_the_same_size_and_modification_time_changes_the_digest(
+    package: Path, monkeypatch: pytest.MonkeyPatch, *, replaced: bool
+) -> None:
+    """As of an archive whose files all have one date, or of `cp -p`."""
+    monkeypatch.chdir(package)
+    kernel = package / "kernel.py"
+    dates = kernel.stat()
+    first = digest()
+    code_digest.write_cache()
+    text = kernel.read_text().replace("x + 1", "x + 2")
+    if replaced:
+        kernel.rename(package / "kernel.old")
+    kernel.write_text(text)
+    while kernel.stat().st_mtime_ns != dates.st_mtime_ns or (
+        kernel.stat().st_ctime_ns == dates.st_ctime_ns  # within one tick of the clock
+    ):
+        os.utime(kernel, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    assert kernel.stat().st_size == dates.st_size
+    assert digest() != first
+
+
+@pytest.mark.parametrize(
+    ("text", "edited"),
+    [
+        ("def link(x):\n    return x + 1  # a comment\n", False),
+        ("def link(x):\n    return x + 2\n", True),
+        ("def link(x):\n    return (x\n", True),
+        (None, True),
+    ],
+)
+def test_an_edit_since_the_first_digest_is_found(
+    package: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, *, edited: bool
+) -> None:
+    monkeypatch.chdir(package)
+    monkeypatch.setattr(code_digest, "_first", {})
+    first = digest()
+    assert code_digest.edited_digests() == frozenset()
+    if text is None:
+        (package.parent / "track" / "track.py").unlink()
+    else:
+        (package / "kernel.py").write_text(text)
+    assert code_digest.edited_digests() == (frozenset({first}) if edited else frozenset())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ a description of every file in it, which archives of research data read.
 """
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def archive(run: Path, out: Path, words: Sequence[str], *, weights: bool = False
         UserError: the run is not finished, was made with other settings or other code, or `out`
             cannot be written.
     """
-    home = run.resolve()
+    home = absolute(run)
     if not home.is_dir() or home.parent.name != "results":
         raise UserError(
             f"{run}: there is no such folder of results; give the folder of a finished run, such as "
@@ -58,6 +59,11 @@ def archive(run: Path, out: Path, words: Sequence[str], *, weights: bool = False
             f"--out: {out} cannot be written ({error.strerror or error}); free space, or name "
             "another file"
         ) from error
+
+
+def absolute(path: Path) -> Path:
+    """A path without `..`; links stay, because `results` may be a link to another disk."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def require_finished(
@@ -131,7 +137,7 @@ def main(arguments: list[str]) -> int:
         help="the settings with which the run was made, as in Snakemake",
     )
     chosen = parser.parse_args(arguments)
-    out = chosen.out or chosen.run.parent / f"{chosen.run.resolve().name}.crate.zip"
+    out = chosen.out or chosen.run.parent / f"{absolute(chosen.run).name}.crate.zip"
     try:
         unknown = archive(chosen.run, out, chosen.config, weights=chosen.weights)
     except UserError as error:

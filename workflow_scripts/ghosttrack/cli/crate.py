@@ -243,9 +243,9 @@ class _Archive:
                     if path.name != WEIGHTS or self.run.weights:
                         inside = path.relative_to(self.run.home).as_posix()
                         yield self._file(path, f"{self.results}/{inside}")
-            record = records.record_path(self.run.home / output.path)
-            inside = record.relative_to(self.run.home).as_posix()
-            yield self._file(record, f"{self.results}/{inside}")
+            # Relative, as a job knows it: a parent of the clone may be called results too.
+            record = records.record_path(Path(self.results, output.path))
+            yield self._file(self.run.home.parents[1] / record, record.as_posix())
 
     def _left_out(self) -> Iterator[Any]:
         """digests.csv, and the weights of the SAEs if they are not in the archive."""

@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import records
+from ghosttrack.settings import code_digest
 
 State = Literal["current", "missing", "damaged", "due"]
 # Maximum number of reasons that are printed.
@@ -115,18 +116,19 @@ def _judge(request: Request, disk: DigestCache) -> JobVerdict:
 def _disagreement(request: Request, record: records.Record, disk: DigestCache) -> str:
     """The first difference between an output's record and the planned job; "" if they match."""
     wanted = request.description
-    if record.params != wanted.params:
-        return _changed_params(record.params, wanted.params)
+    before, now = map(records.without_folders, (record.params, wanted.params))
+    if before != now:
+        return _changed_params(before, now)
     if record.inputs.keys() != wanted.inputs.keys():
         other = sorted(record.inputs.keys() ^ wanted.inputs.keys())
         return f"different input files ({', '.join(other[:3])}{', ...' if len(other) > 3 else ''})"
     for label, path in wanted.inputs.items():
         # The record also gives the digest of a file that is deleted, lost or damaged.
         made = disk.record(path) if path in request.producers else None
-        now = made.sha256 if made is not None else disk.digest(path)
-        if now is None:
+        current = made.sha256 if made is not None else disk.digest(path)
+        if current is None:
             return f"{label} and its record are missing"
-        if now != record.inputs[label]:
+        if current != record.inputs[label]:
             return f"the content of {label} changed"
     return ""
 
@@ -245,8 +247,9 @@ def _content_dag(base: type[Any]) -> type[Any]:
                 await super().check_output_mtime(job, expanded_output)
 
         def disagreements(self) -> list[str]:
-            """After a run: why results do not match their inputs or settings.
+            """After a run: why results do not match their inputs, settings or code.
 
+            Jobs read the code when they start, so an edit during the run mixes two versions.
             Waits up to Snakemake's --latency-wait for files of other nodes on a shared file system.
             """
             requests = [request._replace(call="") for request in self._requests()[1]]
@@ -255,7 +258,12 @@ def _content_dag(base: type[Any]) -> type[Any]:
                 reasons := [verdict.reason for verdict in judge(requests) if verdict.reason]
             ) and time.monotonic() < end:
                 time.sleep(1.0)
-            return reasons
+            edited = code_digest.edited_digests()
+            return reasons + [
+                f"the code of {request.rule} was edited during the run"
+                for request in requests
+                if request.description.params["code"] in edited
+            ]
 
         def _decide(self) -> None:
             jobs, requests = self._requests()

@@ -4,6 +4,7 @@ The Snakefile imports this module: it must not import numpy, torch, zarr or pand
 """
 
 import contextlib
+import json
 import math
 import os
 import re
@@ -163,8 +164,11 @@ def has_training_digest(folder: Path, digest: str) -> bool:
     """Whether `folder` has a finished SAE that was trained with the training digest `digest`."""
     if not (folder / "sae_weights.safetensors").exists() or not (folder / "cfg.json").exists():
         return False
-    cfg = files.read_json(folder / "cfg.json")
-    return isinstance(cfg, dict) and cfg.get("metadata", {}).get("training_digest") == digest
+    try:
+        cfg = json.loads((folder / "cfg.json").read_bytes())
+        return bool(cfg["metadata"]["training_digest"] == digest)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # its job writes it again
+        return False
 
 
 def layers_waited_for(

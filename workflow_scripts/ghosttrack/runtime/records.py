@@ -86,6 +86,26 @@ def describe(
     return Description(_plain(tracked, foreign), labels)
 
 
+def without_folders(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Params in which the directory of a model, and of local SAEs, are only names.
+
+    Their content decides: `planning.plan.check_sources` compares the model with its digest, and the
+    files of SAEs are inputs.
+    """
+    plain = dict(params)
+    source, sae = params.get("source"), params.get("sae")
+    if isinstance(source, Mapping) and source.get("kind") == "directory":
+        plain["source"] = {**source, "id": Path(str(source.get("id"))).name}
+    if isinstance(sae, Mapping) and not sae.get("revision") and "source" in sae:
+        plain["sae"] = {**sae, "source": _name_of_saes(str(sae["source"]))}
+    return plain
+
+
+def _name_of_saes(source: str) -> str:
+    """`path/to/sae_{layer}` -> `sae_{layer}`; a name of the SAELens library stays as it is."""
+    return source if source.startswith("saelens:") else Path(source).name
+
+
 def describe_job(job: Any) -> Description:
     """`describe` a job of Snakemake's graph, or the `snakemake` object of a script."""
     names = set(job.input.keys()) if hasattr(job.input, "keys") else set()

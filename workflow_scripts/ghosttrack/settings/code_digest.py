@@ -20,7 +20,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 SCRIPTS = PACKAGE.parent
 # Subpackages and modules that determine how a job runs and what it logs, never its results.
 NOT_IN_DIGEST = frozenset({"runtime", "settings", "planning", "cli", "errors", "sae.speed"})
-# Cache of parsed sources between processes; keys are path, size and modification time.
+# Cache of parsed sources between processes; keys are path, size, inode and times. The time of the
+# last change (ctime) cannot be set: `cp -p`, `rsync -a` and archives keep modification times.
 CACHE = Path(".snakemake") / "ghosttrack_sources.json"
 # Packages whose version may change a result; the versions are recorded with it.
 LIBRARIES = (
@@ -60,7 +61,28 @@ def source_digest(script: str, *data: str) -> str:
         for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
             if path.is_file() and "__pycache__" not in path.parts:
                 total.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
-    return total.hexdigest()[:16]
+    digest = total.hexdigest()[:16]
+    _first[script, *data] = _first.get((script, *data), digest)
+    return digest
+
+
+# The first digest of each script and its data in this process.
+_first: dict[tuple[str, ...], str] = {}
+
+
+def edited_digests() -> frozenset[str]:
+    """Digests that `source_digest` gave first in this process, and that are out of date now."""
+    for function in (script_of, _closure, _imported_files, _source, _read_cache):
+        function.cache_clear()
+    edited = set()
+    for (script, *data), digest in list(_first.items()):
+        try:
+            same = source_digest(script, *data) == digest
+        except (OSError, ValueError, SyntaxError):  # in the middle of an edit
+            same = False
+        if not same:
+            edited.add(digest)
+    return frozenset(edited)
 
 
 @cache
@@ -132,7 +154,7 @@ def _source(path: Path) -> ParsedSource:
 
 def _key(path: Path) -> str:
     stat = path.stat()
-    return f"{path} {stat.st_size} {stat.st_mtime_ns}"
+    return f"{path} {stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
 @cache
@@ -153,7 +175,7 @@ def write_cache() -> None:
     cache = Path.cwd() / CACHE
     known = _read_cache(cache)
     try:
-        paths = {key: Path(key.rsplit(" ", 2)[0]) for key in known}
+        paths = {key: Path(key.rsplit(" ", 4)[0]) for key in known}
         content = {
             key: (known[key].digest, sorted(known[key].names), known[key].imports)
             for key, path in sorted(paths.items())
