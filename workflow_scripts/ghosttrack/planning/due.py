@@ -262,7 +262,7 @@ def _content_dag(base: type[Any]) -> type[Any]:
             return reasons + [
                 f"the code of {request.rule} was edited during the run"
                 for request in requests
-                if request.description.params["code"] in edited
+                if request.description.params.get("code") in edited
             ]
 
         def _decide(self) -> None:
