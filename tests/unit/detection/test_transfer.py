@@ -182,7 +182,11 @@ def test_a_gain_that_is_not_significant_after_correction_is_not_established() ->
     found = transfer_tables._corrected(rows, EvaluationSettings(), null_rows_differ=False)
     assert [row["p_holm"] for row in found] == pytest.approx([0.003, 0.06, 0.2])
     assert [row["verdict"] == registry.ESTABLISHED for row in found] == [True, False, False]
-    assert [row["reason"] for row in found] == ["", registry.NOT_AFTER_CORRECTION, ""]
+    assert [row["reason"] for row in found] == [
+        "",
+        registry.NOT_AFTER_CORRECTION,
+        registry.NOT_ABOVE_CHANCE,
+    ]
 
 
 def test_conflict_sets_are_tested_without_each_relation_and_each_wording() -> None:
