@@ -53,6 +53,21 @@ def test_left_out_scores_are_those_of_fits_without_the_fold(
     )
 
 
+def test_nested_scores_are_those_of_fits_without_both_folds(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    x, y, fold = data
+    found = pooled.cross_fit(x, y, fold)
+    for outer in range(4):
+        expected = np.empty(len(y))
+        for inner in range(4):
+            train = (fold != outer) & (fold != inner)
+            expected[fold == inner] = slow_ridge(x, y, train, found.strength)[fold == inner]
+        others = fold != outer
+        expected = probes.platt(expected[others], y[others]).apply(expected)
+        np.testing.assert_allclose(found.nested[outer], expected, atol=2e-4)
+
+
 def test_the_strength_is_the_one_that_tells_left_out_rows_apart_best(
     data: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:

@@ -21,7 +21,7 @@ from ghosttrack import scores as registry
 from ghosttrack.activations import example_tokens
 from ghosttrack.activations.example_tokens import Positions
 from ghosttrack.cli import score
-from ghosttrack.detection import faithfulness, saved, saved_fit
+from ghosttrack.detection import faithfulness, pooled, saved, saved_fit
 from ghosttrack.detection.reasons import Meanings
 from ghosttrack.detection.scoring import ScoredBatch, Scorer
 from ghosttrack.errors import UserError
@@ -103,6 +103,24 @@ def test_few_folds_leave_enough_to_fit_on(run: Path) -> None:
     finally:
         for name, content in before.items():
             (run / "detection" / name).write_bytes(content)
+
+
+def test_no_label_of_a_held_out_fold_changes_its_scores() -> None:
+    rng = np.random.default_rng(3)
+    labels, fold = np.tile([0, 1], 60), np.arange(120) // 2 % 4
+    layers = [rng.normal(size=(120, 30)) for _ in range(2)]
+
+    def held_out(labels: np.ndarray) -> np.ndarray:
+        fits = [pooled.cross_fit(x, labels, fold, [1.0]) for x in layers]
+        *_, nested = saved_fit._over_layers(fits, labels, fold)
+        return saved_fit._left_out([row[:, None] for row in nested], labels, fold)
+
+    before = held_out(labels)
+    for number in range(4):
+        others = np.where(fold == number, 1 - labels, labels)
+        np.testing.assert_allclose(
+            held_out(others)[fold == number], before[fold == number], rtol=1e-6
+        )
 
 
 def test_two_fits_give_the_same_bytes(run: Path) -> None:

@@ -1,6 +1,7 @@
 """Ridge probes on all data sets together, with the weights of every leave-one-fold-out fit."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,10 +31,13 @@ class LinearModel(NamedTuple):
 class CrossFit(NamedTuple):
     """left_out: (rows,) out-of-fold log-odds; folds: the fit without each fold.
 
+    nested: (folds, rows) log-odds of row i from a fit without its fold and without fold k, at
+    [k, i]; nothing of fold k but its unlabelled rows and the ridge strength enters nested[k].
     final: the fit on all rows.
     """
 
     left_out: Floats
+    nested: Floats
     folds: list[LinearModel]
     final: LinearModel
     strength: float
@@ -83,8 +87,39 @@ def cross_fit(
 
     final = total.solve(strength * unit)
     return CrossFit(
-        to_odds.apply(left_out), [unscaled(fit) for fit in fits], unscaled(final), strength
+        to_odds.apply(left_out),
+        _nested(z, y, fold, total, rest, strength * unit, left_out),
+        [unscaled(fit) for fit in fits],
+        unscaled(final),
+        strength,
     )
+
+
+def _nested(
+    z: NDArray[np.float32],
+    y: Ints,
+    fold: Ints,
+    total: "SufficientStatistics",
+    rest: Sequence["SufficientStatistics"],
+    penalty: float,
+    left_out: Floats,
+) -> Floats:
+    """As CrossFit.nested.
+
+    Args:
+        z: (rows, columns); total, rest: statistics of all rows, and of those without each fold.
+        left_out: (rows,) scores of the fit without a row's fold, before Platt scaling.
+    """
+    count = len(rest)
+    scores = np.tile(left_out, (count, 1))
+    for one, other in combinations(range(count), 2):
+        fit = rest[one].without(total.without(rest[other])).solve(penalty)
+        for outer, inner in ((one, other), (other, one)):
+            scores[outer, fold == inner] = fit.apply(z[fold == inner])
+    for outer in range(count):
+        others = fold != outer
+        scores[outer] = probes.platt(scores[outer, others], y[others]).apply(scores[outer])
+    return scores
 
 
 class SufficientStatistics(NamedTuple):

@@ -65,12 +65,13 @@ class _Probes(NamedTuple):
     """Probes of each kind, Platt-scaled means over layers; the last fit uses all folds.
 
     weight: by kind, (fits, layers, columns); intercept: by kind, (fits,); out_of_fold: log-odds by
-    kind, (texts,).
+    kind, (texts,); nested: by kind, (folds, texts), as in pooled.CrossFit.
     """
 
     weight: dict[str, Floats]
     intercept: dict[str, Floats]
     out_of_fold: dict[str, Floats]
+    nested: dict[str, Floats]
 
 
 def training_sets(audits: pd.DataFrame) -> list[str]:
@@ -139,7 +140,11 @@ def fit(
     fitted, massive = _fit_probes([sources[name] for name in chosen], saes, labels, fold)
     outputs = np.concatenate([_outputs(sources[name]) for name in chosen])  # (texts, OUTPUTS)
     columns = np.column_stack([outputs, *(fitted.out_of_fold[kind] for kind in KINDS)])
-    quality = _quality(texts, labels, fold, _left_out(columns, labels, fold))
+    nested = [
+        np.column_stack([outputs, *(fitted.nested[kind][number] for kind in KINDS)])
+        for number in range(folds)
+    ]
+    quality = _quality(texts, labels, fold, _left_out(nested, labels, fold))
     stack = _calibrated(columns, labels, fold, folds - 1)
     made = [_weights(fitted, stack, number, saes, massive) for number in range(folds + 1)]
     where = dict(
@@ -199,20 +204,31 @@ def _fit_probes(
             fits[kind].append(pooled.cross_fit(np.concatenate(columns), labels, fold))
         massive.append(_MASSIVE * float(np.median(np.concatenate(norms))))
         progress.advance(1)
-    weight, intercept, out_of_fold = {}, {}, {}
-    for kind, layers in fits.items():
-        mean = np.mean([layer.left_out for layer in layers], axis=0)
-        to_odds = probes.platt(mean, labels)
-        fits_by_layer = [[*layer.folds, layer.final] for layer in layers]
-        share = to_odds.slope / len(layers)
-        weight[kind] = share * np.stack(
-            [[fit.weight for fit in row] for row in fits_by_layer], axis=1
-        )
-        intercept[kind] = to_odds.intercept + share * np.sum(
-            [[fit.intercept for fit in row] for row in fits_by_layer], axis=0
-        )
-        out_of_fold[kind] = to_odds.apply(mean)
-    return _Probes(weight, intercept, out_of_fold), np.array(massive)
+    means = {kind: _over_layers(layers, labels, fold) for kind, layers in fits.items()}
+    return _Probes(
+        *(dict(zip(means, parts, strict=True)) for parts in zip(*means.values(), strict=True))
+    ), np.array(massive)
+
+
+def _over_layers(
+    layers: Sequence[pooled.CrossFit], labels: Ints, fold: Ints
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Platt-scaled mean of the probes of all layers: the values of one kind in `_Probes`."""
+    mean = np.mean([layer.left_out for layer in layers], axis=0)
+    to_odds = probes.platt(mean, labels)
+    fits = [[*layer.folds, layer.final] for layer in layers]
+    share = to_odds.slope / len(layers)
+    nested = np.mean([layer.nested for layer in layers], axis=0)
+    for number, row in enumerate(nested):
+        others = fold != number
+        row[:] = probes.platt(row[others], labels[others]).apply(row)
+    return (
+        share * np.stack([[fit.weight for fit in row] for row in fits], axis=1),
+        to_odds.intercept
+        + share * np.sum([[fit.intercept for fit in row] for row in fits], axis=0),
+        to_odds.apply(mean),
+        nested,
+    )
 
 
 # With three folds one is left to fit the stack on, and none to choose the strength by: use the
@@ -245,13 +261,16 @@ def _calibrated(columns: Floats, labels: Ints, fold: Ints, held: int) -> LinearM
     )
 
 
-def _left_out(columns: Floats, labels: Ints, fold: Ints) -> Floats:
+def _left_out(nested: Sequence[Floats], labels: Ints, fold: Ints) -> Floats:
     """Out-of-fold probability of every text, (texts,).
 
     Of the other folds, the last calibrates and the rest fit the stack.
+
+    Args:
+        nested: for each fold, the columns of the stack, (texts, columns), from probes without it.
     """
-    result, count = np.empty(len(labels)), int(fold.max()) + 1
-    for number in range(count):
+    result, count = np.empty(len(labels)), len(nested)
+    for number, columns in enumerate(nested):
         others = fold != number
         renamed = np.unique(fold[others], return_inverse=True)[1].astype(np.int64)
         made = _calibrated(columns[others], labels[others], renamed, count - 2)
