@@ -95,7 +95,7 @@ _METRICS = 200
 _BOOTSTRAP, _BOOTSTRAP_COPIES = 8_000_000, 7
 # Copies of the Gram matrix of a probe beside one for each fold, and the fraction of the features that
 # fire on enough texts to have a column in it: ASSUME, half of them in the default run.
-_GRAM_COPIES, _FIRING = 3, 0.7
+_GRAM_COPIES, _FIRING = 4, 0.7
 # Bytes of the curves of a data set, and half of those of a layer.
 _DRAWN = 2_000_000
 # Kinds of training statements, and pools and layers of their activations.
