@@ -112,6 +112,7 @@ rule fit_detector_class:
     """Fit one Python class (external.classes) on one data set in the audited folds."""
     input:
         source=class_file,
+        imports=class_imports,
         examples="results/{model}/datasets/{dataset}/examples.parquet",
         outputs="results/{model}/examples/{dataset}/outputs.parquet",
         audited="results/{model}/detection/{dataset}/controls.parquet",

@@ -40,6 +40,13 @@ def class_file(wildcards):
     return str(external_sources.find(class_of(wildcards)).file)
 
 
+def class_imports(wildcards):
+    """Input function: the Python files beside it that the file of a class imports."""
+    return [
+        str(path) for path in external_sources.imported(external_sources.find(class_of(wildcards)))
+    ]
+
+
 def class_module(wildcards):
     """Param function: the module to import for a class, or "" for a file."""
     return external_sources.find(class_of(wildcards)).module

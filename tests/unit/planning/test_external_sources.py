@@ -158,3 +158,35 @@ def test_a_table_that_is_missing_is_refused_with_its_key(tmp_path: Path) -> None
     value = f"{{tables: [{{name: one, path: {tmp_path}/absent.csv}}]}}"
     with pytest.raises(UserError, match=r"external\.tables\.0\.path: there is no file"):
         external_sources.check(external(value))
+
+
+def test_the_files_that_a_class_imports_from_its_folder_are_found(tmp_path: Path) -> None:
+    files = {
+        "mine.py": "import numpy\nfrom helper import f\nclass Mine:\n  import tools.deep.last\n",
+        "helper.py": "raise SystemExit\nimport mine, broken\n",
+        "broken.py": "def (\n",
+        "unused.py": "",
+        "tools/__init__.py": "from . import side\nfrom .deep import *\n",
+        "tools/side.py": "from .. import helper\n",
+        "tools/deep/__init__.py": "",
+        "tools/deep/last.py": "from ..other import value\n",
+        "tools/other.py": "",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    source = external_sources.ClassSource(tmp_path / "mine.py", "", "Mine")
+    found = {path.relative_to(tmp_path).as_posix() for path in external_sources.imported(source)}
+    assert found == set(files) - {"mine.py", "unused.py"}
+
+    # Of an installed package, its own files alone.
+    for file, module in (("deep/last.py", "tools.deep.last"), ("__init__.py", "tools")):
+        source = external_sources.ClassSource(tmp_path / "tools" / file, module, "Mine")
+        found = {
+            path.relative_to(tmp_path).as_posix() for path in external_sources.imported(source)
+        }
+        assert "helper.py" not in found
+        expected = (
+            {"tools/other.py"} if "last" in file else {"tools/side.py", "tools/deep/__init__.py"}
+        )
+        assert expected <= found

@@ -2,7 +2,7 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,57 @@ def find(chosen: DetectorClass) -> ClassSource:
             raise UserError(f"{key}: {reason}; expected a Python file with the class {name}")
         _require_class(Path(place), name, key)
     return ClassSource(Path(place), "", name)
+
+
+def imported(source: ClassSource) -> list[Path]:
+    """Python files that the file of a class imports from its folder, or from its package.
+
+    They are found without running any code: imports by computed names are not among them, and
+    neither are other packages.
+    """
+    root = source.file.parent
+    for _ in source.module.split(".")[: -1 if source.file.name != "__init__.py" else None]:
+        root = root.parent
+    package = source.module.partition(".")[0]
+    seen: dict[Path, None] = {source.file: None}
+    waiting = [source.file]
+    while waiting:
+        path = waiting.pop()
+        for name in _imports(path, root):
+            if package and name[0] != package:
+                continue
+            for file in _files_of(root, name):
+                if file not in seen:
+                    seen[file] = None
+                    waiting.append(file)
+    return sorted(path for path in seen if path != source.file)
+
+
+def _imports(path: Path, root: Path) -> Iterator[tuple[str, ...]]:
+    """The parts of the names that a file imports, relative to `root`; none if it is not Python."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for item in node.names:
+                yield tuple(item.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            base = list(path.parent.relative_to(root).parts) if node.level else []
+            base = base[: len(base) - node.level + 1] if node.level else base
+            base += node.module.split(".") if node.module else []
+            for item in node.names:
+                yield (*base, item.name)
+
+
+def _files_of(root: Path, name: Sequence[str]) -> Iterator[Path]:
+    """The files that an import of `name` runs: of each package on the way, and of the module."""
+    for depth in range(1, len(name) + 1):
+        path = root.joinpath(*name[:depth])
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                yield file
 
 
 def _require_class(path: Path, name: str, key: str) -> None:
