@@ -331,6 +331,21 @@ def test_the_digest_of_a_store_covers_its_manifest_and_file_sizes() -> None:
     assert records.digest_of(ROWS) != first
 
 
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("name", [".nfs0000000000a1", "._c", ".DS_Store", "c/._0"])
+def test_files_of_the_file_system_are_no_part_of_a_folder(name: str, sealed: bool) -> None:
+    folder = Path("one.zarr")
+    (folder / "c").mkdir(parents=True)
+    (folder / "c" / "0").write_bytes(b"rows")
+    if sealed:
+        Path("one.json").write_text("{}")
+    before = records.digest_of(folder)
+    (folder / name).write_bytes(b"of another program")
+    assert records.digest_of(folder) == before
+    (folder / "c" / "1").write_bytes(b"rows")
+    assert records.digest_of(folder) != before
+
+
 def test_the_digest_of_a_folder_without_a_manifest_covers_all_bytes() -> None:
     put("results/m/paper/a.tex", b"1")
     first = records.digest_of("results/m/paper")

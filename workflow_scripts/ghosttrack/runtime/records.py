@@ -308,8 +308,12 @@ def model_digest(directory: Path) -> str:
     return files.sha256_json([[path.name, digest_of(path)] for path in sorted(paths)])
 
 
+# First letters of files that others put into folders: NFS for an open file that was deleted, macOS.
+_FOREIGN = (".nfs", "._", ".DS_Store")
+
+
 def _walk(folder: Path) -> Iterator[tuple[str, int]]:
-    """Name relative to `folder` and size in bytes of every file below it."""
+    """Name relative to `folder` and size in bytes of every file of a job below it."""
     waiting = [("", os.fspath(folder))]
     while waiting:
         prefix, directory = waiting.pop()
@@ -317,7 +321,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, int]]:
             for entry in entries:
                 if entry.is_dir():
                     waiting.append((f"{prefix}{entry.name}/", entry.path))
-                elif entry.name != _STAMP:
+                elif entry.name != _STAMP and not entry.name.startswith(_FOREIGN):
                     yield prefix + entry.name, entry.stat().st_size
 
 
