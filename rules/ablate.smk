@@ -109,6 +109,7 @@ for STUDY in ("ablations", "tuning"):
                 for name in arms_of(wildcards.model)[1][study]
             },
             controls=control_datasets,
+            misled=conflict_datasets,
             evaluation=settings_of("evaluation", "judge_arms"),
             seed=settings_of("seed", "judge_arms"),
             code=source_digest("judge_arms", "report/templates"),

@@ -60,6 +60,13 @@ def arm_track_metrics(wildcards):
     ]
 
 
+def conflict_datasets(wildcards):
+    """Param function: the model's data sets whose texts follow remarks."""
+    return [
+        name for name in SETTINGS[wildcards.model].datasets if DATASETS[name].conflict is not None
+    ]
+
+
 def per_arm(study, ending):
     """Input function: the results of every arm of a study."""
     return lambda wildcards: [

@@ -25,12 +25,14 @@ def main(
     study: str,
     arms: dict[str, AblationArm],
     controls: list[str],
+    misled: list[str],
     evaluation: EvaluationSettings,
     seed: int,
 ) -> None:
     """Write the study's table, figure and page, and the choices of each training fold to `choices`.
 
-    `scores` and `fits` have one entry per arm of `arms`; `controls` names the positive controls.
+    `scores` and `fits` have one entry per arm of `arms`; `controls` names the positive controls,
+    `misled` the conflict sets.
     """
     tables_of_scores = {
         name: tables.read_parquet(path) for name, path in zip(arms, scores, strict=True)
@@ -47,7 +49,7 @@ def main(
             )
         )
         tables_of_scores[judging.TUNED], chosen = tuned
-    compared = judging.compare(arms, tables_of_scores, controls, evaluation, seed)
+    compared = judging.compare(arms, tables_of_scores, controls, misled, evaluation, seed)
     for path, content in [(table, compared), *((path, chosen) for path in choices)]:
         with files.atomic_write(path) as stream:
             tables.write_csv(content, stream)

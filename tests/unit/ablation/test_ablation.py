@@ -148,7 +148,7 @@ def test_an_arm_without_the_planted_metric_loses_and_one_that_changes_nothing_is
         "without_entropy_max": AblationArm("feature", ("entropy_mean", "churn_births")),
     }
     scores = results(**{name: list(arm.columns) for name, arm in named.items()})
-    table = judging.compare(named, scores, ["b"], EVALUATION, 0).set_index(["dataset", "arm"])
+    table = judging.compare(named, scores, ["b"], [], EVALUATION, 0).set_index(["dataset", "arm"])
     assert table.loc[("a", "without_entropy"), "difference_high"] < 0
     assert not table.loc[("a", "without_entropy"), "void"]
     assert table.loc[("a", "without_entropy_max"), "void"]  # a constant column: the same scores
@@ -157,6 +157,22 @@ def test_an_arm_without_the_planted_metric_loses_and_one_that_changes_nothing_is
         table.loc[("all_given", BASELINE), "n"] == 160
     )  # the positive control stays out of the mean
     assert len(set(table["output_sha256"])) == 2
+
+
+def test_texts_after_remarks_have_a_mean_of_their_own() -> None:
+    parts = [
+        scored(dataset, seed, 1.5, ["entropy_mean"]).scores for seed, dataset in enumerate("abcd")
+    ]
+    parts[2]["mode"] = parts[3]["mode"] = "generated"
+    scores = {BASELINE: pd.concat(parts)}
+    named = {BASELINE: AblationArm(BASELINE, ("entropy_mean",))}
+    table = judging.compare(named, scores, [], ["b", "d"], EVALUATION, 0).set_index("dataset")
+    for name, member in (("all_given", "a"), ("generated", "c"), ("all_misled", "b")):
+        assert table.loc[name, "n"] == 160
+        assert table.loc[name, "auroc"] == table.loc[member, "auroc"]
+    assert len(table) == 4 + 3  # generated answers after remarks are in no mean
+    page = ablation_page.render("tiny", "ablations", table.reset_index(), pd.DataFrame(), [], "1.0")
+    assert "given texts after remarks" in page
 
 
 def test_choices_use_only_training_rows() -> None:
@@ -189,7 +205,7 @@ def test_the_tuned_scores_are_compared_with_every_null_on_the_page() -> None:
         BASELINE: AblationArm(BASELINE, ("entropy_mean",)),
         "random": AblationArm("tracking", ("entropy_mean",), "random"),
     }
-    table = judging.compare(named, scores, [], EVALUATION, 0)
+    table = judging.compare(named, scores, [], [], EVALUATION, 0)
     rows = table[table["arm"] == judging.TUNED].set_index(["dataset", "against"])
     assert rows.loc[("all_given", "random"), "difference_low"] > 0
     assert rows.loc[("all_given", BASELINE), "void"]

@@ -60,6 +60,7 @@ def compare(
     arms: Mapping[str, AblationArm],
     scores: Mapping[str, pd.DataFrame],
     positive_controls: Sequence[str],
+    misled: Sequence[str],
     settings: EvaluationSettings,
     seed: int,
 ) -> pd.DataFrame:
@@ -73,6 +74,7 @@ def compare(
     Args:
         arms: the arms named in `scores`; a name without an arm has the kind `choice`.
         positive_controls: data sets that the pools leave out.
+        misled: data sets whose texts follow remarks. They have a pool of their own.
 
     Returns:
         Table with the columns COLUMNS.
@@ -84,7 +86,7 @@ def compare(
         scoreboard.of_dataset(part, str(name) in positive_controls, settings, seed)
         for name, part in table.groupby("dataset", sort=False)
     ]
-    scope_results += _pools(scope_results, settings.confidence)
+    scope_results += _pools(scope_results, misled, settings.confidence)
     digests = {
         str(score_name): digest(part) for score_name, part in table.groupby("score", sort=False)
     }
@@ -98,11 +100,22 @@ def compare(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _pools(scope_results: Sequence[ScopeResult], confidence: float) -> list[ScopeResult]:
-    kinds = ((registry.ALL_GIVEN, "given"), (registry.ALL_GENERATED, "generated"))
+def _pools(
+    scope_results: Sequence[ScopeResult], misled: Sequence[str], confidence: float
+) -> list[ScopeResult]:
+    """Means over the same data sets as in `scoreboard.pools`."""
+    kinds = (
+        (registry.ALL_GIVEN, "given", False),
+        (registry.ALL_GENERATED, "generated", False),
+        (registry.ALL_MISLED, "given", True),
+    )
     members = {
-        name: [each for each in scope_results if each.mode == mode and not each.control]
-        for name, mode in kinds
+        name: [
+            each
+            for each in scope_results
+            if each.mode == mode and not each.control and (each.name in misled) == after_remarks
+        ]
+        for name, mode, after_remarks in kinds
     }
     return [scoreboard.pool(name, found, confidence) for name, found in members.items() if found]
 

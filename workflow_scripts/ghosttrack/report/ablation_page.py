@@ -35,6 +35,7 @@ KINDS = {
 POOLS = {
     registry.ALL_GIVEN: "given texts, mean over data sets",
     registry.ALL_GENERATED: "the model's own answers",
+    registry.ALL_MISLED: "given texts after remarks, mean over data sets",
 }
 CAPTION = (
     "AUROC of each arm minus that of the baseline, with its interval. Right of the line the arm is "
@@ -45,7 +46,8 @@ CAPTION = (
 def draw(table: pd.DataFrame) -> Figure:
     """AUROC differences to the baseline, one row per arm.
 
-    The scope is all given texts, else the model's own answers, else the first data set.
+    The scope is all given texts, else the model's own answers, else all given texts after remarks,
+    else the first data set.
 
     Args:
         table: ablations/ablations.csv or ablations/tuning.csv.
