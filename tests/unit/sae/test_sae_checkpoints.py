@@ -103,6 +103,7 @@ def test_the_newest_is_found_and_files_of_another_run_are_left_alone(tmp_path: P
         ({"sha256": None}, "its first line is damaged"),
         ({"step": "many"}, "its first line is damaged"),
         ({"step": None}, "its first line is damaged"),
+        ({"step": 3}, "its first line says step 3"),
     ],
 )
 def test_a_file_that_is_refused_is_named_with_the_reason_and_the_one_before_it_is_used(

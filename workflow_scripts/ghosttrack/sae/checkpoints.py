@@ -48,7 +48,7 @@ class Checkpoints:
             "fingerprint": self.fingerprint,
             "sha256": hashlib.sha256(payload).hexdigest(),
         }
-        path = self.folder / f"step_{checkpoint.step:09d}.checkpoint"
+        path = self.folder / _name(checkpoint.step)
         with files.atomic_write(path, "wb") as stream:
             stream.write(json.dumps(header).encode() + b"\n")
             stream.write(payload)
@@ -69,6 +69,8 @@ class Checkpoints:
             try:
                 with path.open("rb") as stream:
                     header = self._header(stream.readline())
+                    if path.name != _name(header["step"]):
+                        raise _RefusedError(f"its first line says step {header['step']}")
                     if newest is None:
                         newest = self._content(header, stream.read())
                 valid.append(path)
@@ -97,6 +99,10 @@ class Checkpoints:
                 "damaged"
             )
         return Checkpoint(header["step"], safetensors.torch.load(payload))
+
+
+def _name(step: int) -> str:
+    return f"step_{step:09d}.checkpoint"
 
 
 class _RefusedError(Exception):
