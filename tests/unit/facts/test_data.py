@@ -1,6 +1,7 @@
 """The shipped files: small, well-formed, and without evaluated answers in the training text."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -128,3 +129,15 @@ def test_every_table_has_its_data_set_file() -> None:
         assert config.get("control", False) == (table in CONTROL_SETS)
     questions = yaml.safe_load((folder / "questions.yaml").read_text(encoding="utf-8"))
     assert questions == {"source": "facts", "mode": "generated"}
+
+
+def test_a_part_of_a_country_is_accepted_only_for_its_own_cities() -> None:
+    parts = _choices()["parts_of_countries"]["GB"].values()
+    cities = [fact for fact in load_table("cities") if fact.answer == "the United Kingdom"]
+    assert cities
+    for fact in cities:
+        assert len(set(parts) & set(fact.gold)) == 1, fact.subject
+
+
+def _choices() -> dict[str, Any]:
+    return dict(yaml.safe_load((DATA / "choices.yaml").read_text(encoding="utf-8")))
