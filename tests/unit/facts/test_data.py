@@ -1,6 +1,7 @@
 """The shipped files: small, well-formed, and without evaluated answers in the training text."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,7 +12,14 @@ from ghosttrack.facts.fact_text import (
     pair_finder,
     statement_documents,
 )
-from ghosttrack.facts.statements import CONTROL_SETS, DATA, known_pairs, list_tables, load_table
+from ghosttrack.facts.statements import (
+    CONTROL_SETS,
+    DATA,
+    known_pairs,
+    list_tables,
+    load_table,
+    swappable,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -128,3 +136,34 @@ def test_every_table_has_its_data_set_file() -> None:
         assert config.get("control", False) == (table in CONTROL_SETS)
     questions = yaml.safe_load((folder / "questions.yaml").read_text(encoding="utf-8"))
     assert questions == {"source": "facts", "mode": "generated"}
+
+
+def test_a_part_of_a_country_is_accepted_only_for_its_own_cities() -> None:
+    parts = _choices()["parts_of_countries"]["GB"].values()
+    cities = [fact for fact in load_table("cities") if fact.answer == "the United Kingdom"]
+    assert cities
+    for fact in cities:
+        assert len(set(parts) & set(fact.gold)) == 1, fact.subject
+
+
+def test_a_border_overseas_or_in_dispute_is_neither_true_nor_false() -> None:
+    disputed = {("the United States", "Cuba"), ("Brazil", "France"), ("Spain", "Morocco")}
+    for fact in load_table("borders_hard"):
+        for one, other in disputed | {pair[::-1] for pair in disputed}:
+            if fact.subject == one:
+                assert other != fact.answer
+                assert other not in fact.distractors
+
+
+def test_another_name_of_a_currency_is_no_false_answer() -> None:
+    facts = {fact.subject: fact for fact in load_table("currencies")}
+    for country, name in (("Lebanon", "lira"), ("Syria", "lira"), ("Venezuela", "dollar")):
+        assert not swappable(
+            facts[country],
+            facts[country]._replace(subject="elsewhere", answer=name, aliases=()),
+            strict=True,
+        )
+
+
+def _choices() -> dict[str, Any]:
+    return dict(yaml.safe_load((DATA / "choices.yaml").read_text(encoding="utf-8")))

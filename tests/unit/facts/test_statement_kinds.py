@@ -2,10 +2,12 @@
 
 import re
 from collections import Counter, defaultdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from ghosttrack.activations.statement_reading import by_sentence
 from ghosttrack.detection import controls, probes, splits
@@ -24,7 +26,7 @@ from ghosttrack.facts.statement_kinds import (
     fill,
     subject_matter,
 )
-from ghosttrack.facts.statements import build_statements, fold, load_table
+from ghosttrack.facts.statements import DATA, build_statements, fold, load_table
 from ghosttrack.statistics import auroc
 
 
@@ -167,6 +169,68 @@ def test_exchanged_answers_are_wrong(relation: str) -> None:
         assert first.subject != second.subject
         for fact, wrong in ((first, second.answer), (second, first.answer)):
             assert wrong not in (*fact.gold, *fact.excluded_distractors)
+
+
+def _common() -> dict[str, Any]:
+    return dict(yaml.safe_load((DATA / "common_facts.yaml").read_text(encoding="utf-8")))
+
+
+def test_every_exception_names_a_subject_and_answers_of_its_relation() -> None:
+    common = _common()
+    for relation, exceptions in common["excluded"].items():
+        facts = common["facts"][relation]
+        assert {*exceptions} <= {re.sub("^an? ", "", subject) for subject in facts}
+        for subject, answers in exceptions.items():
+            assert {*answers} <= {*facts.values()}, (relation, subject)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("relation", "subject", "answer"),
+    [
+        ("measured_in", "an angle in geometry", "degrees"),
+        ("measured_in", "the weight of a diamond", "newtons"),
+        ("opposite", "noisy", "quiet"),
+        ("opposite", "old", "modern"),
+        ("young", "goose", "chick"),
+        ("young", "deer", "calf"),
+        ("made_from", "chocolate", "milk"),
+        ("painter", "The Starry Night", "Edvard Munch"),
+        ("painter", "Las Meninas", "Pablo Picasso"),
+        ("has_parts", "year", "366 days"),
+    ],
+)
+def test_an_answer_that_is_also_right_is_never_exchanged(
+    relation: str, subject: str, answer: str, seed: int
+) -> None:
+    exchanged = {
+        (fact.subject, other.answer)
+        for block in blocks_of(relation, seed)
+        for fact, other in (block.facts, block.facts[::-1])
+    }
+    assert len(exchanged) > 5
+    assert (subject, answer) not in exchanged
+
+
+def test_no_member_of_a_class_has_a_second_meaning_in_another() -> None:
+    # A triangle is also an instrument, a square a number, a screwdriver a drink.
+    members = {member for line in _common()["classes"].values() for member in line}
+    assert not members & {
+        *("triangle", "square", "screwdriver", "grasshopper", "drill", "saw", "bat", "Latin"),
+        *("coffee", "beetle", "cricket", "pentagon"),
+    }
+
+
+def test_only_counties_are_called_counties() -> None:
+    for block in blocks_of("county", 0):
+        assert all(fact.subject.endswith(" County") for fact in block.facts)
+
+
+@pytest.mark.parametrize("relation", ["population", "area", "mass"])
+def test_a_rounded_number_is_about_right_in_both_polarities(relation: str) -> None:
+    for wording in WORDINGS[relation]:
+        assert "about {a}" in wording.affirmed.lower()
+        assert "about {a}" in wording.negated.lower()
 
 
 def test_sums_are_right() -> None:

@@ -234,12 +234,17 @@ def _cities(sources: SourceData) -> tuple[list[TableRow], list[City]]:
             remaining.append(city)
             continue
         per_country[city.country] += 1
+        # Leeds is in England, not in Scotland.
+        parts = sources.choices["parts_of_countries"].get(city.country, {})
         lines.append(
             fact_row(
                 "city",
                 city.name,
                 country.name,
-                aliases=country.aliases,
+                aliases=[
+                    *country.aliases,
+                    *(name for code, name in parts.items() if code == city.state),
+                ],
                 excluded_distractors=_other_countries(sources, city),
                 role=role,
             )

@@ -186,7 +186,11 @@ WORDINGS: dict[str, tuple[Wording, ...]] = {
         Wording(
             END, "The atomic mass of {s} is about {a}", "The atomic mass of {s} is not about {a}"
         ),
-        Wording(FRONT, "About {a} is the atomic mass of {s}", "{a} is not the atomic mass of {s}"),
+        Wording(
+            FRONT,
+            "About {a} is the atomic mass of {s}",
+            "It is not about {a} that is the atomic mass of {s}",
+        ),
         Wording(
             MIDDLE,
             "An atom of {s} has a mass of about {a} units",
@@ -202,7 +206,7 @@ WORDINGS: dict[str, tuple[Wording, ...]] = {
         Wording(
             FRONT,
             "About {a} square kilometres is the area of {s}",
-            "It is not {a} square kilometres that is the area of {s}",
+            "It is not about {a} square kilometres that is the area of {s}",
         ),
     ),
     "population": (
@@ -210,7 +214,9 @@ WORDINGS: dict[str, tuple[Wording, ...]] = {
             END, "The population of {s} is about {a}", "The population of {s} is not about {a}"
         ),
         Wording(
-            FRONT, "About {a} people live in {s}", "It is not true that {a} people live in {s}"
+            FRONT,
+            "About {a} people live in {s}",
+            "It is not true that about {a} people live in {s}",
         ),
         Wording(MIDDLE, "{s} has about {a} inhabitants", "{s} does not have about {a} inhabitants"),
     ),

@@ -296,7 +296,9 @@ def _number(text: str) -> float:
 
 def _measured(relation: str, table: str, column: str) -> list[Fact]:
     """Facts with a number; numbers of nearly the same size are never exchanged."""
-    rows = [row for row in _rows(table) if _number(row[column]) > 0]
+    # Whole square kilometres below ten are too coarse: Monaco has 2, not 1.
+    least = 10 if column == "area" else 0
+    rows = [row for row in _rows(table) if _number(row[column]) > least]
     values = sorted({row[column] for row in rows}, key=_number)
     return [
         _fact(
@@ -316,7 +318,12 @@ def _clear(one: str, other: str) -> bool | None:
 
 
 def _counties() -> list[Fact]:
-    return [_fact("county", row["name"], row["state"]) for row in _rows("us_counties")][::4]
+    """Only counties by name: a parish is no county, and a city lies beside namesakes elsewhere."""
+    return [
+        _fact("county", row["name"], row["state"])
+        for row in _rows("us_counties")[::4]
+        if row["name"].endswith(" County")
+    ]
 
 
 def _symbols() -> list[Fact]:
