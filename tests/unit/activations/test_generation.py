@@ -379,6 +379,20 @@ def test_every_answer_is_in_the_table_with_its_cluster_and_verdict() -> None:
     assert table["tokens"].tolist() == [2, 1, 1, 3, 1, 0, 2, 1]
 
 
+def test_all_tokens_of_the_last_character_belong_to_an_answer(tokenizer: Any) -> None:
+    none = torch.zeros(0, dtype=torch.bool)
+    decoder = decoding._Decoder(tokenizer, 1.0, none, none, [])
+    prompt, new, after = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("A:", " Caf\xe9", "\n")
+    )
+    assert tokenizer.decode(new[:-1]).endswith("\ufffd")  # the last character has two tokens
+    found = decoding._continuation(decoder, prompt, new + after, [-1.0] * (len(new) + len(after)))
+    assert found.ends[len(new) - 2 :] == (4, 5, 6)
+    row = sample_table(questions().head(1), [found], []).iloc[0]
+    assert (row["answer"], row["tokens"]) == ("Caf\xe9", len(new))
+    assert row["logprob_sum"] == -len(new)
+
+
 def test_clusters_do_not_know_the_gold_answers() -> None:
     same = [Continuation(text, (len(text),), (-1.0,)) for text in (" Burma", " Myanmar")]
     asked = pd.DataFrame([{"id": "q", "relation": "r", "gold": ["Myanmar", "Burma"]}])

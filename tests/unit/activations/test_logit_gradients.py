@@ -135,6 +135,20 @@ def test_gradients_do_not_depend_on_how_prompts_are_packed(
         np.testing.assert_allclose(one.lens, alone[number].lens, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_comparisons_after_one_prompt_have_gradients_of_their_own(
+    tokenizer: Any, architecture: str
+) -> None:
+    prompt, model = "The capital of France is", small_models.make_model(architecture)
+    rows = [(prompt, "Paris", "Rome"), (prompt, "gold", "Rome"), (prompt, "Paris", "gold")]
+    compared = logit_gradients.comparisons(examples(rows), tokenizer, 64, "x")
+    assert len(compared.distinct) == 3
+    together, alone = gradients(model, compared), gradients(model, compared, packed=0)
+    for number, one in together.items():
+        for ours, theirs in zip(one.gradient, alone[number].gradient, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
 def test_a_shared_prefix_gives_the_gradients_of_the_whole_sequence(tokenizer: Any) -> None:
     model = small_models.make_model("llama")
     compared = logit_gradients.comparisons(examples(ROWS), tokenizer, 64, "x")

@@ -33,7 +33,8 @@ class Continuation(NamedTuple):
     """The text generated after a prompt, up to the end of its first line that is not blank."""
 
     text: str
-    ends: tuple[int, ...]  # length of `text` in characters after each new token
+    # Number of characters of `text`, from its start, that are complete after each new token.
+    ends: tuple[int, ...]
     logprobs: tuple[float, ...]  # of each new token at temperature 1, in nats
 
 
@@ -321,5 +322,13 @@ def _continuation(
         for count in range(len(new) + 1)
     ]
     whole = [decoder.tokenizer.decode(prompt + tokens, **options) for tokens in shown]
-    ends = [len(text) - len(whole[0]) for text in whole[1:]]
+    # The first bytes of a character decode to a replacement character, which is not yet its end.
+    ends = [_agreeing(text, whole[-1]) - len(whole[0]) for text in whole[1:]]
     return Continuation(whole[-1][len(whole[0]) :], tuple(ends), tuple(logprobs))
+
+
+def _agreeing(one: str, other: str) -> int:
+    """Number of characters at the start in which two texts agree."""
+    pairs = enumerate(zip(one, other, strict=False))
+    shortest = min(len(one), len(other))
+    return next((index for index, (a, b) in pairs if a != b), shortest)

@@ -138,12 +138,16 @@ def comparisons(examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str
 
 
 def _prompt(ids: Ints, lead: int) -> Encoded:
-    """A prompt as a text whose answer is its last token; `lead`: tokens that are not its own."""
+    """A prompt as a text of its own; `lead`: tokens that are not its own.
+
+    All of it counts as the answer, so that a pack repeats what two prompts have in common: at shared
+    positions, the gradients of both comparisons would add up.
+    """
     lead = min(lead, len(ids) - 1)
     shared = lead if lead >= SHARED_TOKENS else 0
     rest = ids[shared:]
-    last = np.array([len(rest) - 1])
-    return Encoded(rest, last, np.arange(lead - shared, len(rest)), ids[:shared], lead)
+    own = np.arange(lead - shared, len(rest))
+    return Encoded(rest, np.arange(len(rest)), own, ids[:shared], lead)
 
 
 def read(
