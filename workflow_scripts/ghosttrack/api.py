@@ -356,13 +356,12 @@ class Detector:
             else:
                 read, contexts = part, part["relation"].tolist()
                 ranges = offsets_of(part["text"].tolist(), tokenizer)
-            # Questions share no prefix: the score of an answer must not depend on other questions.
-            share = contexts is not None and bool(part["has_answer"].iloc[0])
+            # A prefix counts as no part of the text (text_logprob_mean), so texts share their context
+            # alone, and questions nothing: no score depends on the other texts.
             part_encoded = example_tokens.encode(
-                read, tokenizer, limit, "given texts", contexts, positions, share=share
+                read, tokenizer, limit, "given texts", contexts, positions, share=False
             )
-            if contexts is not None and not share:
-                # Sentences share their context alone, so that no score depends on other texts.
+            if contexts is not None:
                 part_encoded = [_behind_context(each) for each in part_encoded]
             encoded |= zip(part.index, part_encoded, strict=True)
             offsets |= zip(part.index, ranges, strict=True)

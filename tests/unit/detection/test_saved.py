@@ -210,6 +210,22 @@ def test_a_batch_and_single_texts_give_the_same_numbers(detector: Detector) -> N
         ]
 
 
+@pytest.mark.parametrize("context", ["", "Q facts 2 is Rome.\n"])
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_score_does_not_depend_on_what_the_texts_share(
+    marked: bool, context: str, detector: Detector
+) -> None:
+    beginning = "Q facts 1 is Oslo and Q facts 3 is "
+    texts = [
+        Text(f"{beginning}Paris.", "Paris" if marked else "", context=context),
+        Text(f"{beginning}Ada 79.", "Ada 79" if marked else "", context=context),
+        Text("Paris is the city of Q.", "Paris" if marked else "", context=context),
+    ]
+    alone = detector.score(texts[:1])[0].log_odds
+    for others in (texts[:2], texts[::2], texts):
+        assert detector.score(others)[0].log_odds == pytest.approx(alone, abs=2e-4)
+
+
 def test_an_activation_beyond_what_is_stored_is_no_score(
     detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,14 +428,15 @@ def test_texts_after_few_shot_demonstrations_get_the_scores_of_the_data_set(
     monkeypatch.setitem(contexts.DEMONSTRATIONS, "capital", (("Peru", "Lima"),))
     shown = contexts.context_of("capital")
     text = "The capital of Chad is Lima."
+    # The second text begins otherwise, so that the texts share their demonstrations alone.
     frame = pd.DataFrame(
         {
-            "id": ["1"],
-            "text": [text],
-            "answer_start": [23],
-            "answer_end": [27],
-            "relation": ["capital"],
-            "mode": ["given"],
+            "id": ["1", "2"],
+            "text": [text, "Rome is the capital of Chad."],
+            "answer_start": [23, 23],
+            "answer_end": [27, 27],
+            "relation": ["capital", "capital"],
+            "mode": ["given", "given"],
         }
     )
     scorer = detector._scorer
