@@ -13,7 +13,7 @@ from ghosttrack import scores as registry
 from ghosttrack.evaluation import paired
 from ghosttrack.report import page, verdicts
 from ghosttrack.report.lanes import Point
-from ghosttrack.runtime import files, tables
+from ghosttrack.runtime import files, records, tables
 from ghosttrack.runtime.run_paths import RunPaths
 from ghosttrack.settings import EvaluationSettings
 
@@ -38,17 +38,21 @@ def read(folder: Path) -> FinishedRun:
     """Read the tables of the run in `folder`, results/MODEL.
 
     Raises:
-        UserError: a file is missing or lacks a column.
+        UserError: a file is missing, lacks a column, or is not what a job of the run wrote.
     """
     run = RunPaths(folder)
+    metrics, ledger = run.evaluation / "metrics.csv", run.evaluation / "ledger.csv"
+    records.check_run(folder, [run.detection / "scores.parquet", metrics, ledger])
     scores = tables.read_parquet(run.detection / "scores.parquet")
+    examples = {str(name): run.examples(str(name)) for name in scores["dataset"].unique()}
+    records.check_run(folder, examples.values())
     texts = [
-        tables.read_parquet(run.examples(str(name)), columns=["id", "text"]).assign(dataset=name)
-        for name in scores["dataset"].unique()
+        tables.read_parquet(path, columns=["id", "text"]).assign(dataset=name)
+        for name, path in examples.items()
     ]
     return FinishedRun(
-        registry.read(run.evaluation / "metrics.csv", registry.METRICS),
-        registry.read(run.evaluation / "ledger.csv", registry.LEDGER),
+        registry.read(metrics, registry.METRICS),
+        registry.read(ledger, registry.LEDGER),
         paired.RunScores(scores, pd.concat(texts, ignore_index=True)),
     )
 
