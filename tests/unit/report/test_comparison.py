@@ -8,7 +8,7 @@ import pytest
 
 from ghosttrack.cli import compare as compare_runs
 from ghosttrack.errors import UserError
-from ghosttrack.report import numbers
+from ghosttrack.report import comparison, numbers
 from report import compare_models
 
 
@@ -113,6 +113,12 @@ def test_a_wrong_comparison_is_one_line(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_every_model_of_a_comparison_looks_different() -> None:
+    looks = comparison.looks_of(16)
+    assert len(set(looks)) == 16
+    assert looks[:4] == list(zip(comparison.KINDS, comparison.MARKERS, strict=True))
 
 
 @pytest.mark.parametrize("name", ["evaluation/ledger.csv", "datasets/cities/examples.parquet"])

@@ -17,7 +17,7 @@ from ghosttrack.runtime import files, records, tables
 from ghosttrack.runtime.run_paths import RunPaths
 from ghosttrack.settings import EvaluationSettings
 
-# CSS class and marker of each model, repeated from the fifth model on.
+# CSS class and marker of each model: 16 pairs, of which the first four differ in both.
 KINDS = ("detector", "output", "probe", "control")
 MARKERS = ("o", "s", "D", "^")
 
@@ -100,10 +100,7 @@ def render(runs: Mapping[str, FinishedRun], differences: pd.DataFrame, version: 
         key=lambda name: name not in page.POOLS,
     )
     ledgers = {name: run.ledger.to_dict("records") for name, run in runs.items()}
-    looks = [
-        (KINDS[number % len(KINDS)], MARKERS[number % len(MARKERS)])
-        for number in range(len(models))
-    ]
+    looks = looks_of(len(models))
     pairs = [_paired(differences, *pair, datasets) for pair in combinations(models, 2)]
     key_rows = [pair["detector"] for pair in pairs if pair["detector"]][:KEY_PAIRS]
     return page.page(
@@ -157,6 +154,14 @@ def summary(ledgers: Mapping[str, Sequence[verdicts.Row]]) -> str:
     if not parts:
         return "No data set here supports a claim."
     return f"The detector beats its best control {' and '.join(parts)}."
+
+
+def looks_of(count: int) -> list[tuple[str, str]]:
+    """CSS class and marker of each of `count` models."""
+    return [
+        (KINDS[number % len(KINDS)], MARKERS[(number + number // len(KINDS)) % len(MARKERS)])
+        for number in range(count)
+    ]
 
 
 def _key_claim(row: Mapping[str, Any]) -> verdicts.ClaimText:
