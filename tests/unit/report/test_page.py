@@ -13,7 +13,7 @@ from fake_results import Run
 from ghosttrack import scores as registry
 from ghosttrack.evaluation import claims as claim_specs
 from ghosttrack.evaluation import token_tables
-from ghosttrack.report import comparison, lanes, misled, pictures, verdicts
+from ghosttrack.report import comparison, external, lanes, misled, pictures, verdicts
 from ghosttrack.report import page as report_page
 from report import write_report
 
@@ -285,6 +285,14 @@ def row(claim: str, dataset: str, verdict: str, difference: float = 0.05) -> dic
         "verdict": verdict,
         "reason": np.nan,
     }
+
+
+def test_a_run_without_claims_has_no_detectors_from_outside(tmp_path: Path) -> None:
+    tables = []
+    for columns in (registry.METRICS, registry.LEDGER):
+        pd.DataFrame(columns=list(columns)).to_csv(tmp_path / "empty.csv", index=False)
+        tables.append(registry.read(tmp_path / "empty.csv", columns))
+    assert external.judged(*tables) == ([], [], False)
 
 
 KINDS = registry.DatasetKinds(["cities", "capitals"], [], ["questions"], ["element_symbol"], [], [])

@@ -50,8 +50,8 @@ def judged(
 
     `pools`: names of the means over data sets.
     """
-    own = ledger[ledger["ours"].map(registry.is_external)]
-    own = own[own["claim"].str.endswith(_DECISIVE)]
+    own = ledger[ledger["ours"].map(registry.is_external).astype(bool)]  # also of an empty table
+    own = own[[str(claim).endswith(_DECISIVE) for claim in own["claim"]]]
     rows = []
     for line in own.to_dict("records"):
         found = {str(key): value for key, value in line.items()}
@@ -87,7 +87,7 @@ def pool_names(members: Mapping[str, int]) -> dict[str, str]:
 def opposite(metrics: pd.DataFrame) -> list[str]:
     """A sentence for each score from outside that is below chance on all its data sets."""
     notes = []
-    own = metrics[metrics["score"].map(registry.is_external)]
+    own = metrics[metrics["score"].map(registry.is_external).astype(bool)]
     for name, part in own[~own["dataset"].isin(verdicts.POOLS)].groupby("score", sort=False):
         measured = part[part["auroc"].notna()]
         if len(measured) and (measured["auroc_high"] < 0.5).all():
