@@ -295,6 +295,11 @@ def test_a_run_without_claims_has_no_detectors_from_outside(tmp_path: Path) -> N
     assert external.judged(*tables) == ([], [], False)
 
 
+def test_a_score_just_below_chance_is_not_called_a_half() -> None:
+    line = {"score": "table.mine", "dataset": "cities", "auroc": 0.4982, "auroc_high": 0.4995}
+    assert "(AUROC 0.498)" in external.opposite(pd.DataFrame([line]))[0]
+
+
 KINDS = registry.DatasetKinds(["cities", "capitals"], [], ["questions"], ["element_symbol"], [], [])
 
 

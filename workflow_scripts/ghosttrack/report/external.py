@@ -99,7 +99,7 @@ def opposite(metrics: pd.DataFrame) -> list[str]:
             )
             notes.append(
                 f"{registry.get(str(name)).label} is below chance on {where} (AUROC "
-                f"{', '.join(f'{value:.2f}' for value in measured['auroc'])}). Nothing was "
+                f"{', '.join(f'{value:.3f}' for value in measured['auroc'])}). Nothing was "
                 f"reversed. If a low value means hallucinated, {remedy}."
             )
     return notes
