@@ -300,6 +300,14 @@ def test_a_score_just_below_chance_is_not_called_a_half() -> None:
     assert "(AUROC 0.498)" in external.opposite(pd.DataFrame([line]))[0]
 
 
+def test_points_without_an_interval_are_on_the_axes() -> None:
+    unknown = dict.fromkeys(("difference_low", "difference_high"), np.nan)
+    one = row(registry.HEADLINE, "cities", registry.NOT_ESTABLISHED, -0.4) | unknown
+    assert verdicts.difference_axis([one]).low == -0.4
+    line = {"score": registry.DETECTOR, "auroc": 0.23, "auroc_low": np.nan}
+    assert report_page.auroc_axis(pd.DataFrame([line])).low == 0.2
+
+
 KINDS = registry.DatasetKinds(["cities", "capitals"], [], ["questions"], ["element_symbol"], [], [])
 
 

@@ -267,7 +267,7 @@ def difference_axis(rows: Sequence[Row]) -> Axis:
     limits = [
         abs(row[key])
         for row in rows
-        for key in ("difference_low", "difference_high")
+        for key in ("difference", "difference_low", "difference_high")
         if not math.isnan(row[key])
     ]
     reach = max([LEAST_REACH, *limits])
