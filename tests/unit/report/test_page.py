@@ -13,7 +13,7 @@ from fake_results import Run
 from ghosttrack import scores as registry
 from ghosttrack.evaluation import claims as claim_specs
 from ghosttrack.evaluation import token_tables
-from ghosttrack.report import comparison, external, lanes, misled, pictures, verdicts
+from ghosttrack.report import comparison, external, lanes, misled, numbers, pictures, verdicts
 from ghosttrack.report import page as report_page
 from report import write_report
 
@@ -306,6 +306,18 @@ def test_points_without_an_interval_are_on_the_axes() -> None:
     assert verdicts.difference_axis([one]).low == -0.4
     line = {"score": registry.DETECTOR, "auroc": 0.23, "auroc_low": np.nan}
     assert report_page.auroc_axis(pd.DataFrame([line])).low == 0.2
+
+
+def test_an_established_difference_is_never_shown_as_zero() -> None:
+    tiny = row(registry.HEADLINE, registry.ALL_GIVEN, registry.ESTABLISHED, 0.0004)
+    assert "by 0.0004 AUROC" in verdicts.summary([tiny])
+    assert [numbers.signed(each) for each in (0.0004, -0.0002, 0.0, 0.0006)] == [
+        "+0.0004",
+        "\u22120.0002",
+        "+0.000",
+        "+0.001",
+    ]
+    assert "=\u00a00.0498;" in verdicts.claim_of(tiny | {"p_holm": 0.0498}).numbers
 
 
 KINDS = registry.DatasetKinds(["cities", "capitals"], [], ["questions"], ["element_symbol"], [], [])

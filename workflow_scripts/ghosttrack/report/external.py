@@ -8,6 +8,7 @@ import pandas as pd
 
 from ghosttrack import scores as registry
 from ghosttrack.report import verdicts
+from ghosttrack.report.numbers import MINUS, signed
 from ghosttrack.report.verdicts import ClaimText
 
 # End of the claim that decides on a score from outside.
@@ -153,4 +154,4 @@ def _number(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return "unknown" if math.isnan(value) else f"{value:+.3f}"
+    return "unknown" if math.isnan(value) else signed(value).replace(MINUS, "-")
