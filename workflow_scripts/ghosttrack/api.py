@@ -55,9 +55,13 @@ class Detector:
         from ghosttrack.detection.reasons import Meanings
         from ghosttrack.detection.scoring import Scorer
         from ghosttrack.detection.statement_scoring import StatementJudge
+        from ghosttrack.runtime import records
 
         self.run = run
+        # Scales, limits and precision; the detectors, the model and the SAEs have own digests.
+        records.check_run(run, [run / "model_check.json"])
         self._scorer = Scorer(run, gpus)
+        records.check_run(run, [RunPaths(run).features(layer) for layer in self._scorer.layers])
         self._meanings = Meanings(run)
         self._judge = StatementJudge(RunPaths(run), self._scorer.detector, **self._scorer.reading())
         self.calibration = load(calibration, self.identity) if calibration else None
@@ -83,8 +87,8 @@ class Detector:
             gpus: over which the model is spread, if it does not fit into one.
             calibration: file of `make calibrate`, which then gives probabilities and verdicts.
         Raises:
-            UserError: the run has no detector, it was trained with another model or other SAEs, or
-                the calibration is of another detector.
+            UserError: the run has no detector, it was trained with another model or other SAEs, the
+                calibration is of another detector, or a file of the run is not what its job wrote.
         """
         try:
             return cls(

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "variants": fake_results.VARIANTS,
         "null_rows_differ": False,
     }
-    record.write_text(json.dumps({"params": params, "inputs": {}, "sha256": ""}))
+    digest = hashlib.sha256((folder / "evaluation" / "metrics.csv").read_bytes()).hexdigest()
+    record.write_text(json.dumps({"params": params, "inputs": {}, "sha256": digest}))
     return folder
 
 
@@ -130,6 +132,30 @@ def test_a_part_of_a_data_set_is_judged_on_its_texts_alone(
     assert judge.main([str(run), str(table), "--subset", "--out", str(tmp_path / "out")]) == 0
     metrics = pd.read_csv(tmp_path / "out" / "metrics.csv")
     assert set(metrics["n"]) == {120}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["detection/scores.parquet", "datasets/cities/examples.parquet", "evaluation/metrics.csv"],
+)
+def test_a_file_of_the_run_that_was_edited_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    table, copy = tmp_path / "mine.csv", tmp_path / "fake"
+    own_scores(run, "cities").to_csv(table, index=False)
+    shutil.copytree(run, copy)
+    record = copy / "records" / f"{name}.json"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    params = json.loads(record.read_text())["params"] if record.exists() else {}
+    content = (copy / name).read_bytes()
+    for sha256, code in ((hashlib.sha256(content).hexdigest(), 0), ("0" * 64, 2)):
+        record.write_text(json.dumps({"params": params, "inputs": {}, "sha256": sha256}))
+        assert judge.main([str(copy), str(table), "--out", str(tmp_path / f"out{code}")]) == code
+    error = capsys.readouterr().err
+    assert f"{copy / name} was damaged or edited" in error
+    assert "make run" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out2").exists()
 
 
 @pytest.mark.parametrize("place", ["evaluation", ".", "judged", "judged/../detection/x"])

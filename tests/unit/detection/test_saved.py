@@ -349,6 +349,17 @@ def test_one_flipped_bit_in_what_a_score_is_made_with_is_refused_and_named(
         Detector.load(other)
 
 
+@pytest.mark.parametrize("name", ["model_check.json", "features/layer_02.parquet"])
+def test_a_file_of_the_run_that_differs_from_its_record_is_refused(
+    run: Path, tmp_path: Path, name: str
+) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    record = {"params": {}, "inputs": {}, "sha256": "0" * 64}
+    files.write_json(other / "records" / f"{name}.json", record)
+    with pytest.raises(UserError, match=rf"{re.escape(name)} was damaged or edited"):
+        Detector.load(other)
+
+
 def test_a_missing_model_sae_or_detector_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
     (other / "saes" / "layer_02" / "cfg.json").unlink()

@@ -123,6 +123,30 @@ def test_the_mean_leaves_positive_controls_out(noise: np.random.Generator) -> No
     assert mean["n"] == 600
 
 
+def test_texts_after_remarks_have_a_mean_of_their_own(noise: np.random.Generator) -> None:
+    one, two = (
+        scored({name: LABEL + noise.normal(0, 1, 300) for name in "abcd"}, LABEL) for _ in range(2)
+    )
+    one, two = (
+        each._replace(
+            scores=pd.concat(
+                [
+                    each.scores,
+                    each.scores[each.scores["dataset"].isin(["c", "d"])].assign(
+                        score=registry.AGREEMENT
+                    ),
+                ]
+            )
+        )
+        for each in (one, two)
+    )
+    table = paired.differences({"one": one, "two": two}, [], SETTINGS, 0)
+    for pool, names in ((registry.ALL_GIVEN, "ab"), (registry.ALL_MISLED, "cd")):
+        members = [only(table, name)["difference"] for name in names]
+        assert only(table, pool)["difference"] == pytest.approx(np.mean(members))
+        assert only(table, pool)["n"] == 600
+
+
 def test_models_that_are_equally_good_are_called_different_in_about_one_of_twenty_samples() -> None:
     called = 0
     for seed in range(100):

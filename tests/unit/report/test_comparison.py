@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from ghosttrack.cli import compare as compare_runs
 from ghosttrack.errors import UserError
-from ghosttrack.report import numbers
+from ghosttrack.report import comparison, numbers
 from report import compare_models
 
 
@@ -112,6 +113,29 @@ def test_a_wrong_comparison_is_one_line(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_every_model_of_a_comparison_looks_different() -> None:
+    looks = comparison.looks_of(16)
+    assert len(set(looks)) == 16
+    assert looks[:4] == list(zip(comparison.KINDS, comparison.MARKERS, strict=True))
+
+
+@pytest.mark.parametrize("name", ["evaluation/ledger.csv", "datasets/cities/examples.parquet"])
+def test_a_run_with_an_edited_table_is_not_compared(
+    runs: list[fake_results.Run], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    first, second = (run.metrics.parents[1] for run in runs)
+    copy = Path(shutil.copytree(second, tmp_path / "copy"))
+    record = copy / "records" / f"{name}.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"params": {}, "inputs": {}, "sha256": "0" * 64}))
+    assert compare_runs.main([str(first), str(copy), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"{copy / name} was damaged or edited since its job wrote it" in error
+    assert 'make run ARGS="--config model=copy"' in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out" / "comparison.html").exists()
 
 
 def test_runs_of_the_same_name_are_told_apart_by_their_folders() -> None:

@@ -61,6 +61,14 @@ def test_every_figure_is_drawn_and_every_format_written(
         assert path.read_bytes().startswith(starts[path.suffix[1:]])
 
 
+def test_risks_above_one_half_are_on_the_axes(run: figures.FigureInputs) -> None:
+    worse = run.curves.assign(y=run.curves["y"].where(run.curves["curve"] != "risk", 0.9))
+    verdicts = pd.DataFrame({"coverage": [0.1, 1.0], "error": [0.8, 0.5]})
+    changed = run._replace(curves=worse, verdicts=verdicts)
+    for figure, highest in ((figures.risk(changed), 0.9), (figures.verdicts(changed), 0.8)):
+        assert all(axes.get_ylim()[1] > highest for axes in figure.axes if axes.get_visible())
+
+
 def test_the_summary_shows_five_scores_in_every_scope_that_was_run(
     run: figures.FigureInputs,
 ) -> None:

@@ -13,7 +13,7 @@ from fake_results import Run
 from ghosttrack import scores as registry
 from ghosttrack.evaluation import claims as claim_specs
 from ghosttrack.evaluation import token_tables
-from ghosttrack.report import comparison, lanes, misled, pictures, verdicts
+from ghosttrack.report import comparison, external, lanes, misled, numbers, pictures, verdicts
 from ghosttrack.report import page as report_page
 from report import write_report
 
@@ -285,6 +285,39 @@ def row(claim: str, dataset: str, verdict: str, difference: float = 0.05) -> dic
         "verdict": verdict,
         "reason": np.nan,
     }
+
+
+def test_a_run_without_claims_has_no_detectors_from_outside(tmp_path: Path) -> None:
+    tables = []
+    for columns in (registry.METRICS, registry.LEDGER):
+        pd.DataFrame(columns=list(columns)).to_csv(tmp_path / "empty.csv", index=False)
+        tables.append(registry.read(tmp_path / "empty.csv", columns))
+    assert external.judged(*tables) == ([], [], False)
+
+
+def test_a_score_just_below_chance_is_not_called_a_half() -> None:
+    line = {"score": "table.mine", "dataset": "cities", "auroc": 0.4982, "auroc_high": 0.4995}
+    assert "(AUROC 0.498)" in external.opposite(pd.DataFrame([line]))[0]
+
+
+def test_points_without_an_interval_are_on_the_axes() -> None:
+    unknown = dict.fromkeys(("difference_low", "difference_high"), np.nan)
+    one = row(registry.HEADLINE, "cities", registry.NOT_ESTABLISHED, -0.4) | unknown
+    assert verdicts.difference_axis([one]).low == -0.4
+    line = {"score": registry.DETECTOR, "auroc": 0.23, "auroc_low": np.nan}
+    assert report_page.auroc_axis(pd.DataFrame([line])).low == 0.2
+
+
+def test_an_established_difference_is_never_shown_as_zero() -> None:
+    tiny = row(registry.HEADLINE, registry.ALL_GIVEN, registry.ESTABLISHED, 0.0004)
+    assert "by 0.0004 AUROC" in verdicts.summary([tiny])
+    assert [numbers.signed(each) for each in (0.0004, -0.0002, 0.0, 0.0006)] == [
+        "+0.0004",
+        "\u22120.0002",
+        "+0.000",
+        "+0.001",
+    ]
+    assert "=\u00a00.0498;" in verdicts.claim_of(tiny | {"p_holm": 0.0498}).numbers
 
 
 KINDS = registry.DatasetKinds(["cities", "capitals"], [], ["questions"], ["element_symbol"], [], [])

@@ -430,6 +430,36 @@ def test_results_made_from_another_version_of_a_file_fail() -> None:
         records.check_lineage([TABLE], {})
 
 
+# ---- a finished run that other commands read
+def test_an_untouched_run_passes_wherever_it_lies() -> None:
+    finish(chain())
+    records.check_run(Path("results/m"), [Path(TABLE)])
+    shutil.copytree("results/m", "copy")
+    records.check_run(Path("copy"), [Path("copy/evaluation/metrics.csv")])
+    put("copy/evaluation/extra.csv")
+    records.check_run(Path("copy"), [Path("copy/evaluation/extra.csv"), Path("copy/missing.csv")])
+
+
+@pytest.mark.parametrize("run", ["results/m", "copy"])
+def test_an_edited_file_of_a_run_is_named_with_the_command_that_makes_it_again(run: str) -> None:
+    finish(chain())
+    shutil.copytree("results/m", "copy")
+    put(f"{run}/evaluation/metrics.csv", b"edited")
+    with pytest.raises(UserError) as refused:
+        records.check_run(Path(run), [Path(run) / "evaluation" / "metrics.csv"])
+    assert str(refused.value).startswith(f"{run}/evaluation/metrics.csv was damaged or edited")
+    assert f'make run ARGS="--config model={Path(run).name}"' in str(refused.value)
+
+
+def test_a_run_that_was_changed_and_not_finished_is_refused() -> None:
+    finish(chain())
+    made(chain(k=8)[1], b"other")
+    with pytest.raises(UserError, match=r"metrics.csv was made from another version of .*layer_02"):
+        records.check_run(Path("results/m"), [Path(TABLE)])
+    made(chain(k=8)[2])
+    records.check_run(Path("results/m"), [Path(TABLE)])
+
+
 def test_a_record_is_readable_json_in_the_results_folder() -> None:
     finish(chain())
     path = Path("results/m/records/saes/layer_02/sae_weights.safetensors.json")

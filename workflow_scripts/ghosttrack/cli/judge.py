@@ -76,25 +76,29 @@ def judge(
     Returns:
         The verdicts as plain text.
     Raises:
-        UserError: a table or the run cannot be read, they do not match, or `out` cannot be written
-            or is a folder of the run.
+        UserError: a table or the run cannot be read, they do not match, a file of the run is not
+            what its job wrote, or `out` cannot be written or is a folder of the run.
     """
     import pandas as pd
 
     from ghosttrack.detection import score_tables
     from ghosttrack.evaluation import judgement
     from ghosttrack.report import external, judged_page
-    from ghosttrack.runtime import files
+    from ghosttrack.runtime import files, records
     from ghosttrack.runtime import tables as tables_of_run
     from ghosttrack.runtime.run_paths import RunPaths
 
     chosen, paths = settings_of(run), RunPaths(run)
     _require_folder(run, out)
-    scores = tables_of_run.read_parquet(paths.detection / "scores.parquet")
-    known = {
-        str(dataset): tables_of_run.read_parquet(paths.examples(str(dataset)))
-        for dataset in scores["dataset"].unique()
+    # The metrics are not read, but their record gives the settings.
+    source = paths.detection / "scores.parquet"
+    records.check_run(run, [source, paths.evaluation / "metrics.csv"])
+    scores = tables_of_run.read_parquet(source)
+    examples_of = {
+        str(dataset): paths.examples(str(dataset)) for dataset in scores["dataset"].unique()
     }
+    records.check_run(run, examples_of.values())
+    known = {dataset: tables_of_run.read_parquet(path) for dataset, path in examples_of.items()}
     texts = scores[scores["score"] == scores["score"].iloc[0]]
     joined = []
     for path in tables:

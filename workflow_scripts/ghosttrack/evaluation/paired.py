@@ -60,8 +60,8 @@ def differences(
     """Compare each pair of models on their shared given texts, for each score in registry.SHOWN.
 
     A text is shared if data set, id, text and label are the same. Generated answers differ between
-    models and are never paired. The mean is unweighted, over shared data sets that are no positive
-    control. Holm's correction is over the data sets of one pair and score.
+    models and are never paired. The means are unweighted, over shared data sets that are no positive
+    control: one over texts without remarks, one over texts after remarks. Holm's correction is over the data sets of one pair and score.
 
     Args:
         runs: by model; controls: names of the positive controls.
@@ -73,11 +73,16 @@ def differences(
     rows: list[dict[str, Any]] = []
     for reference, model in combinations(runs, 2):
         joined = _shared(runs[reference], runs[model])
+        misled = set(joined.loc[joined["score"] == registry.AGREEMENT, "dataset"])
         for shown in registry.SHOWN:
             pairs = _by_dataset(joined[joined["score"] == shown.name], settings.bootstrap, seed)
-            members = [pair for name, pair in pairs.items() if name not in controls]
-            if len(members) > 1:
-                pairs[registry.ALL_GIVEN] = _mean(members)
+            free = [name for name in pairs if name not in controls]
+            for pool, names in (
+                (registry.ALL_GIVEN, [name for name in free if name not in misled]),
+                (registry.ALL_MISLED, [name for name in free if name in misled]),
+            ):
+                if len(names) > 1:
+                    pairs[pool] = _mean([pairs[name] for name in names])
             head = {"reference": reference, "model": model, "score": shown.name}
             rows += _verdicts(
                 [

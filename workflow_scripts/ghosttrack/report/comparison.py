@@ -13,11 +13,11 @@ from ghosttrack import scores as registry
 from ghosttrack.evaluation import paired
 from ghosttrack.report import page, verdicts
 from ghosttrack.report.lanes import Point
-from ghosttrack.runtime import files, tables
+from ghosttrack.runtime import files, records, tables
 from ghosttrack.runtime.run_paths import RunPaths
 from ghosttrack.settings import EvaluationSettings
 
-# CSS class and marker of each model, repeated from the fifth model on.
+# CSS class and marker of each model: 16 pairs, of which the first four differ in both.
 KINDS = ("detector", "output", "probe", "control")
 MARKERS = ("o", "s", "D", "^")
 
@@ -38,17 +38,21 @@ def read(folder: Path) -> FinishedRun:
     """Read the tables of the run in `folder`, results/MODEL.
 
     Raises:
-        UserError: a file is missing or lacks a column.
+        UserError: a file is missing, lacks a column, or is not what a job of the run wrote.
     """
     run = RunPaths(folder)
+    metrics, ledger = run.evaluation / "metrics.csv", run.evaluation / "ledger.csv"
+    records.check_run(folder, [run.detection / "scores.parquet", metrics, ledger])
     scores = tables.read_parquet(run.detection / "scores.parquet")
+    examples = {str(name): run.examples(str(name)) for name in scores["dataset"].unique()}
+    records.check_run(folder, examples.values())
     texts = [
-        tables.read_parquet(run.examples(str(name)), columns=["id", "text"]).assign(dataset=name)
-        for name in scores["dataset"].unique()
+        tables.read_parquet(path, columns=["id", "text"]).assign(dataset=name)
+        for name, path in examples.items()
     ]
     return FinishedRun(
-        registry.read(run.evaluation / "metrics.csv", registry.METRICS),
-        registry.read(run.evaluation / "ledger.csv", registry.LEDGER),
+        registry.read(metrics, registry.METRICS),
+        registry.read(ledger, registry.LEDGER),
         paired.RunScores(scores, pd.concat(texts, ignore_index=True)),
     )
 
@@ -96,10 +100,7 @@ def render(runs: Mapping[str, FinishedRun], differences: pd.DataFrame, version: 
         key=lambda name: name not in page.POOLS,
     )
     ledgers = {name: run.ledger.to_dict("records") for name, run in runs.items()}
-    looks = [
-        (KINDS[number % len(KINDS)], MARKERS[number % len(MARKERS)])
-        for number in range(len(models))
-    ]
+    looks = looks_of(len(models))
     pairs = [_paired(differences, *pair, datasets) for pair in combinations(models, 2)]
     key_rows = [pair["detector"] for pair in pairs if pair["detector"]][:KEY_PAIRS]
     return page.page(
@@ -153,6 +154,14 @@ def summary(ledgers: Mapping[str, Sequence[verdicts.Row]]) -> str:
     if not parts:
         return "No data set here supports a claim."
     return f"The detector beats its best control {' and '.join(parts)}."
+
+
+def looks_of(count: int) -> list[tuple[str, str]]:
+    """CSS class and marker of each of `count` models."""
+    return [
+        (KINDS[number % len(KINDS)], MARKERS[(number + number // len(KINDS)) % len(MARKERS)])
+        for number in range(count)
+    ]
 
 
 def _key_claim(row: Mapping[str, Any]) -> verdicts.ClaimText:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ghosttrack import scores as registry
 from ghosttrack.report import verdicts
+from ghosttrack.report.numbers import MINUS, signed
 from ghosttrack.report.verdicts import ClaimText
 
 # End of the claim that decides on a score from outside.
@@ -50,8 +51,8 @@ def judged(
 
     `pools`: names of the means over data sets.
     """
-    own = ledger[ledger["ours"].map(registry.is_external)]
-    own = own[own["claim"].str.endswith(_DECISIVE)]
+    own = ledger[ledger["ours"].map(registry.is_external).astype(bool)]  # also of an empty table
+    own = own[[str(claim).endswith(_DECISIVE) for claim in own["claim"]]]
     rows = []
     for line in own.to_dict("records"):
         found = {str(key): value for key, value in line.items()}
@@ -87,7 +88,7 @@ def pool_names(members: Mapping[str, int]) -> dict[str, str]:
 def opposite(metrics: pd.DataFrame) -> list[str]:
     """A sentence for each score from outside that is below chance on all its data sets."""
     notes = []
-    own = metrics[metrics["score"].map(registry.is_external)]
+    own = metrics[metrics["score"].map(registry.is_external).astype(bool)]
     for name, part in own[~own["dataset"].isin(verdicts.POOLS)].groupby("score", sort=False):
         measured = part[part["auroc"].notna()]
         if len(measured) and (measured["auroc_high"] < 0.5).all():
@@ -99,7 +100,7 @@ def opposite(metrics: pd.DataFrame) -> list[str]:
             )
             notes.append(
                 f"{registry.get(str(name)).label} is below chance on {where} (AUROC "
-                f"{', '.join(f'{value:.2f}' for value in measured['auroc'])}). Nothing was "
+                f"{', '.join(f'{value:.3f}' for value in measured['auroc'])}). Nothing was "
                 f"reversed. If a low value means hallucinated, {remedy}."
             )
     return notes
@@ -153,4 +154,4 @@ def _number(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return "unknown" if math.isnan(value) else f"{value:+.3f}"
+    return "unknown" if math.isnan(value) else signed(value).replace(MINUS, "-")

@@ -544,7 +544,11 @@ def risk(inputs: FigureInputs) -> Figure:
             ]
             x, y = _thinned(part["x"].to_numpy(), part["y"].to_numpy())
             axes.plot(x, y, color=shown.colour, label=shown.label, ls=dashes, lw=width)
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 0.62), xticks=(0, 0.5, 1), yticks=(0, 0.25, 0.5))
+        axes.set(xlim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.25, 0.5, 0.75, 1))
+    # One axis for all panels: a score below chance is wrong on more than half.
+    highest = max((axes.dataLim.y1 for _, axes in panels), default=0.6)
+    for _, axes in panels:
+        axes.set_ylim(-0.02, max(0.6, highest) + 0.02)
     _legend_above(figure, panels)
     return _finished(
         figure, "coverage: fraction of texts, most confident first", "risk: fraction wrong"
@@ -559,7 +563,8 @@ def verdicts(inputs: FigureInputs) -> Figure:
     for confidence in (0.75, 0.9):
         axes.axhline(1 - confidence, color=NULL_COLOUR, lw=0.8, ls="--")
     axes.plot(part["coverage"], part["error"], color=DETECTOR_COLOUR, lw=1.8)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 0.62), xticks=(0, 0.5, 1), yticks=(0, 0.1, 0.25, 0.5))
+    axes.set(xlim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.1, 0.25, 0.5, 0.75, 1))
+    axes.set_ylim(-0.02, max(0.6, axes.dataLim.y1) + 0.02)
     axes.set_xlabel("fraction of statements, most certain first")
     axes.set_ylabel("fraction wrong")
     return figure

@@ -8,7 +8,7 @@ import pandas as pd
 from ghosttrack import scores as registry
 from ghosttrack.facts import remarks
 from ghosttrack.facts.examples import same_text
-from ghosttrack.report.numbers import percent
+from ghosttrack.report.numbers import percent, small
 from ghosttrack.report.verdicts import Row, row_of
 
 # What the output does after a remark, and its number in the explorer.
@@ -106,7 +106,7 @@ def sentence(rows: Sequence[Row], given: Followed, own: Followed) -> str:
         if (row := row_of(rows, registry.ALL_MISLED, claim))
     ]
     added = [
-        f"{row['difference']:.3f} AUROC to {words}"
+        f"{small(row['difference'])} AUROC to {words}"
         for words, row in judged
         if row["verdict"] == registry.ESTABLISHED
     ]

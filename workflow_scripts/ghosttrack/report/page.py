@@ -229,7 +229,8 @@ def _token_results(
 def auroc_axis(metrics: pd.DataFrame) -> Axis:
     """An AUROC axis from below the lowest shown interval to 1."""
     shown = metrics[metrics["score"].isin([shown.name for shown in registry.SHOWN])]
-    lowest = np.nanmin([0.45, *shown["auroc_low"].to_numpy(float)])
+    # A point without an interval counts too: outside the axis it would be drawn at its end.
+    lowest = np.nanmin([0.45, *shown[["auroc", "auroc_low"]].to_numpy(float).ravel()])
     low = math.floor(10 * max(float(lowest), 0.0)) / 10
     return Axis(low, 1.0, 0.5, [tick / 10 for tick in range(round(10 * low), 11)])
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ghosttrack import scores as registry
 from ghosttrack.report.lanes import Axis, Point
+from ghosttrack.report.numbers import small
 
 Row = Mapping[str, Any]  # one row of the ledger
 # The axis of differences reaches at least this far to both sides, so that small noise looks small.
@@ -136,7 +137,7 @@ def summary(rows: Sequence[Row]) -> str:
         if row is None:
             continue
         if row["verdict"] == registry.ESTABLISHED:
-            gain = f"by {row['difference']:.3f} AUROC on {scope}"
+            gain = f"by {small(row['difference'])} AUROC on {scope}"
             parts.append(f"the detector beats {control} {gain}")
         elif row["verdict"] == registry.ARTEFACT:
             parts.append(f"on {scope} the detector finds no more than the text alone")
@@ -267,7 +268,7 @@ def difference_axis(rows: Sequence[Row]) -> Axis:
     limits = [
         abs(row[key])
         for row in rows
-        for key in ("difference_low", "difference_high")
+        for key in ("difference", "difference_low", "difference_high")
         if not math.isnan(row[key])
     ]
     reach = max([LEAST_REACH, *limits])
@@ -290,4 +291,6 @@ def _p_value(p: float) -> str:
     """The corrected p-value as part of a sentence; empty if it is NaN."""
     if math.isnan(p):
         return ""
-    return "corrected p\u00a0<\u00a00.001; " if p < 0.001 else f"corrected p\u00a0=\u00a0{p:.3f}; "
+    if p < 0.001:
+        return "corrected p\u00a0<\u00a00.001; "
+    return f"corrected p\u00a0=\u00a0{p:.{3 if p >= 0.1 else 4}f}; "  # .0498 is below .05

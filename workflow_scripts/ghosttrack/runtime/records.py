@@ -151,8 +151,12 @@ def record_path(output: str | Path) -> Path:
 
 def read(output: str | Path) -> Record | None:
     """The record of an output; None if it is missing or damaged."""
+    return _read(record_path(output))
+
+
+def _read(path: Path) -> Record | None:
     try:
-        fields = json.loads(record_path(output).read_bytes())
+        fields = json.loads(path.read_bytes())
         return Record(dict(fields["params"]), dict(fields["inputs"]), str(fields["sha256"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -233,6 +237,58 @@ def check_lineage(outputs: Iterable[str | Path], expected: Mapping[str, Any]) ->
                 )
             waiting.append(label)
     return len(seen)
+
+
+def check_run(run: Path, paths: Iterable[Path]) -> None:
+    """Check that files of a finished run are what its jobs wrote, from one state of the run.
+
+    For commands that read a run beside the workflow. The run may lie in any folder: its records are
+    in `run`/records. A file that is missing or has no record is not checked.
+
+    Args:
+        run: results/MODEL, or a copy of it.
+        paths: below `run`.
+    Raises:
+        UserError: a file differs from its record, or it or a file that it depends on was made from
+            another version of an input than the run has now.
+    """
+    name = Path(os.path.abspath(run)).name  # noqa: PTH100
+    remedy = (
+        f'run again the command that made the run: make run ARGS="--config model={name}", with its '
+        "other settings"
+    )
+    waiting = list(dict.fromkeys(path.relative_to(run).as_posix() for path in paths))
+    known: dict[str, Record | None] = {}
+
+    def record_of(inside: str) -> Record | None:
+        if inside not in known:
+            known[inside] = _read(run / "records" / f"{inside}.json")
+        return known[inside]
+
+    for inside in waiting:
+        record, digest = record_of(inside), digest_of(run / inside)
+        if record is not None and digest not in (None, record.sha256):
+            raise UserError(
+                f"{run / inside} was damaged or edited since its job wrote it. To make it again, "
+                f"{remedy}. To keep your version, copy it elsewhere first"
+            )
+    seen = set[str]()
+    while waiting:
+        inside = waiting.pop()
+        if inside in seen or (record := record_of(inside)) is None:
+            continue
+        seen.add(inside)
+        for label, digest in record.inputs.items():
+            source = label.removeprefix(f"results/{name}/")
+            if source == label:  # of another run, or a user's file
+                continue
+            made_now = record_of(source)
+            if made_now is not None and made_now.sha256 != digest:
+                raise UserError(
+                    f"{run / inside} was made from another version of {run / source}: the run was "
+                    f"changed and is not finished. To finish it, {remedy}"
+                )
+            waiting.append(source)
 
 
 def _unequal(key: str, made: Any, asked: Any) -> dict[str, tuple[Any, Any]]:
