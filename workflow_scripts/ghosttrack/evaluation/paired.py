@@ -61,7 +61,8 @@ def differences(
 
     A text is shared if data set, id, text and label are the same. Generated answers differ between
     models and are never paired. The means are unweighted, over shared data sets that are no positive
-    control: one over texts without remarks, one over texts after remarks. Holm's correction is over the data sets of one pair and score.
+    control: one over texts without remarks, one over texts after remarks. Holm's correction is over
+    the data sets of one pair and score.
 
     Args:
         runs: by model; controls: names of the positive controls.
