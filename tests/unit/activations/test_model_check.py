@@ -317,7 +317,7 @@ def test_a_block_that_does_not_read_the_one_below_is_refused() -> None:
 def test_a_model_whose_weights_are_damaged_is_refused() -> None:
     model = llama()
     model.model.layers[2].mlp.up_proj.weight[3, 4] = torch.nan
-    with pytest.raises(UserError, match="hidden states of ordinary text are not finite"):
+    with pytest.raises(UserError, match="hidden states of ordinary text are NaN or infinite"):
         checked(model)
 
 

@@ -106,6 +106,30 @@ def test_hidden_states_beyond_float16_are_named() -> None:
         checked(model.to(torch.float16))
 
 
+def test_no_statistics_come_from_logits_that_are_not_numbers() -> None:
+    model = architectures.make("llama").to(torch.float16)
+    reader = PackedReader(model, 0)
+    final = torch.zeros(6, model.config.hidden_size, dtype=torch.float16)
+    final[4] = torch.inf
+    place, target = np.arange(5), np.ones(5, dtype=np.int64)
+    with pytest.raises(UserError, match=r"^1 of 5 tokens .* NaN, .* inference\.dtype: bfloat16"):
+        reader.token_statistics(final, place, target, np.ones(5, dtype=bool))
+    reader.token_statistics(final, place[:4], target[:4], np.ones(4, dtype=bool))
+
+
+def test_pooled_statements_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ghosttrack.activations import statement_reading
+
+    model, tokenizer = small_models.make_model("llama"), small_models.make_tokenizer()
+    monkeypatch.setattr(
+        statement_reading, "pool", lambda x: np.full((3, x.shape[1]), np.inf, dtype=np.float32)
+    )
+    with pytest.raises(UserError, match="statements, text 1: an activation is NaN or infinite"):
+        statement_reading.read_statements(
+            model, tokenizer, ["A is B."], [0], site="resid_post", limit=64, batch=2, packed=64
+        )
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "falcon+parallel"])
 def test_the_search_for_sublayers_leaves_every_weight_as_it_was(name: str) -> None:
     model = architectures.make(name).to(torch.bfloat16)

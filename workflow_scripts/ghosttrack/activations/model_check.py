@@ -25,7 +25,7 @@ import torch
 from ghosttrack.activations import decoding
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.hooks import captured, forward_replaced, last_output
-from ghosttrack.activations.layout import HALF_MAX, MASSIVE_FACTOR
+from ghosttrack.activations.layout import MASSIVE_FACTOR, why_not_finite
 from ghosttrack.activations.limits import Limits
 from ghosttrack.activations.packed_texts import PackedReader, logits_of
 from ghosttrack.activations.store import describe_layer, scale_for
@@ -363,14 +363,9 @@ def require_readable(model: Any, ids: Ids) -> Reference:
         logits = model(input_ids=_batch(model, ids), use_cache=False).logits[0, -LAST:]
         logprobs = logits.float().log_softmax(-1).to(whole.logprobs.device)
     if not all(bool(block.isfinite().all()) for block in (*whole.blocks, whole.final)):
-        if model.dtype == torch.float16:
-            raise UserError(
-                f"{name}: hidden states of ordinary text exceed float16 (at most "
-                f"{HALF_MAX:,.0f}); set inference.dtype: bfloat16 or float32"
-            )
         raise UserError(
-            f"{name}: hidden states of ordinary text are not finite; the weights are damaged: "
-            "download them again, or choose another revision"
+            f"{name}: hidden states of ordinary text are NaN or infinite, expected finite values: "
+            + why_not_finite(model.dtype == torch.float16, name)
         )
     sites.require_stream(model)
     half = len(ids) // 2

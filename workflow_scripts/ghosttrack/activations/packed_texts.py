@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ghosttrack.activations import layout
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.hooks import forward_replaced
+from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
 
 log = logging.getLogger("ghosttrack")
@@ -324,6 +326,8 @@ class PackedReader:
             place: (predictions,) position in `final` of each prediction.
             target: (predictions,) the token that followed.
             in_full: (predictions,) whether to compute entropy, margin and rank; else they are 0.
+        Raises:
+            UserError: the probability of a token is NaN.
         """
         result = TokenStatistics(
             *(np.zeros(len(place), dtype=kind) for kind in ("f4", "f4", "f4", "i4"))
@@ -341,6 +345,14 @@ class PackedReader:
                 low, high = np.searchsorted(ordered, [first, first + len(part)])
                 chosen = order[low:high]
                 _fill_in(result, chosen, part, index[chosen] - first, target, in_full)
+        if np.isnan(result.logprob).any():
+            raise UserError(
+                f"{int(np.isnan(result.logprob).sum())} of {len(place)} tokens have the probability "
+                "NaN, expected numbers: "
+                + layout.why_not_finite(
+                    self._model.dtype == torch.float16, type(self._model).__name__
+                )
+            )
         return result
 
 

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from ghosttrack.activations import example_extraction as reading
 from ghosttrack.activations import example_tokens
 from ghosttrack.activations.hooks import captured
+from ghosttrack.activations.layout import why_not_finite
 from ghosttrack.activations.packed_texts import PackedReader, TokenStatistics
 from ghosttrack.activations.pooled_statements import OUTPUTS, POOLS, PooledTexts
+from ghosttrack.errors import UserError
 from ghosttrack.inputs.segmentation import sentences
 from ghosttrack.inputs.sites import Site, site_modules
 from ghosttrack.runtime.progress import Progress
@@ -81,7 +83,7 @@ def read_statements(
         packed: longest packed sequence in tokens, from `Limits`.
         dataset: named in errors.
     Raises:
-        UserError: a text is too long for the model.
+        UserError: a text is too long for the model, or activations are not finite.
     """
     frame = pd.DataFrame({"id": range(1, len(texts) + 1), "text": [as_statement(t) for t in texts]})
     frame = frame.assign(
@@ -118,6 +120,12 @@ def read_statements(
                 for index, layer in enumerate(values):
                     states[number, index] = pool(layer[tokens])
             progress.advance(len(pack.numbers))
+    finite = np.isfinite(states).all(axis=(1, 2, 3))
+    if not finite.all():
+        raise UserError(
+            f"{dataset}, text {int(np.argmin(finite)) + 1}: an activation is NaN or infinite, expected "
+            "finite values: " + why_not_finite(model.dtype == torch.float16, type(model).__name__)
+        )
     return PooledTexts(states, outputs)
 
 

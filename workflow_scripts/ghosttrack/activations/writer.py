@@ -21,9 +21,9 @@ from ghosttrack.activations import int8s
 from ghosttrack.activations.layout import (
     CHUNK_ROWS,
     CHUNKS_PER_SHARD,
-    HALF_MAX,
     MASSIVE_FACTOR,
     SHARD_ROWS,
+    why_not_finite,
 )
 from ghosttrack.activations.precision import storage_error
 from ghosttrack.activations.shards import Half, ShardWriter
@@ -168,7 +168,10 @@ class StoreWriter:
             raise UserError(
                 f"{describe(self._header)}: row "
                 f"{self._start + self._done + int(np.argmin(finite))} holds NaN or infinity, "
-                f"expected finite values: {self._not_finite}"
+                "expected finite values: "
+                + why_not_finite(
+                    self._header.model_precision.startswith("float16"), self._header.model
+                )
             )
         if len(block.clipped):
             self._clipped.append(block.clipped + np.array([self._done, 0, 0]))
@@ -201,20 +204,6 @@ class StoreWriter:
             return rows
         self._buffer[at : at + len(rows)] = rows
         return self._buffer
-
-    @property
-    def _not_finite(self) -> str:
-        """Why a row may not be finite, and what to do."""
-        if self._header.model_precision.startswith("float16"):
-            return (
-                f"the model's hidden states exceed float16 (at most {HALF_MAX:,.0f}); set "
-                "inference.dtype: bfloat16 or float32"
-            )
-        return (
-            f"the weights of model {self._header.model} are damaged or do not fit its "
-            "config.json; give another copy or revision of the weights (source.id, "
-            "source.revision or model_path); fetching the same ones again does not help"
-        )
 
     def finish(self) -> None:
         """Write everything to disk, except the final name; the end of the block does both.
