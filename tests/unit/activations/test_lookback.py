@@ -12,6 +12,7 @@ from small_contexts import ANSWERS, PASSAGES, table, whole
 from ghosttrack.activations import example_extraction, lookback
 from ghosttrack.activations.example_tokens import Encoded, encode
 from ghosttrack.activations.extraction import ModelIdentity
+from ghosttrack.activations.packed_texts import PackedReader
 from ghosttrack.errors import UserError
 
 
@@ -103,3 +104,17 @@ def test_a_file_of_other_answers_is_refused(encoded: list[Encoded], tmp_path: Pa
     np.testing.assert_array_equal(again.ratio, found.ratio)
     with pytest.raises(UserError, match=r"holds the attention of other answers.*delete"):
         lookback.read(tmp_path / "lookback.npz", len(found.ratio) + 1)
+
+
+def test_a_pass_after_the_expected_one_changes_no_ratio(encoded: list[Encoded]) -> None:
+    model = small_models.make_model("llama")
+    attended, reader = lookback.Lookback(model, encoded), PackedReader(model, 0)
+    with attended.watching(), torch.inference_mode():
+        pack = next(iter(reader.packs(encoded, range(len(encoded)), 4)))
+        attended.expect(pack, range(len(pack.numbers)))
+        reader.final(pack)
+        attended.forget()
+        before = attended.ratios().ratio.copy()
+        assert before.any()
+        reader.final(pack._replace(ids=pack.ids[::-1].copy()))
+    np.testing.assert_array_equal(attended.ratios().ratio, before)

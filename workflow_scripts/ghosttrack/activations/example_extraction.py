@@ -160,6 +160,8 @@ def extract_examples(
                 if lookback:
                     lookback.expect(pack, own)
                 final = reader.final(pack)
+                if lookback:
+                    lookback.forget()
                 if own:
                     rows, places = read_rows(encoded, pack, own, starts)
                     for block, output in zip(blocks, outputs[: len(stored)], strict=True):

@@ -93,6 +93,10 @@ class Lookback:
                 )
             )
 
+    def forget(self) -> None:
+        """Say that the expected texts were read: other passes of the same length give no ratios."""
+        self._texts = []
+
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Within, forward passes on expected packs give their ratios."""
