@@ -328,12 +328,17 @@ KINDS = registry.DatasetKinds(["cities", "capitals"], [], ["questions"], ["eleme
     [
         (registry.ESTABLISHED, "The detector beats its best control by 0.050 AUROC on given texts"),
         (registry.NOT_ESTABLISHED, "On given texts no gain over the best control is established"),
-        (registry.ARTEFACT, "On given texts the detector finds no more than the text alone"),
+        (
+            registry.ARTEFACT,
+            "On given texts no gain counts, because the generator's name is above chance, and the "
+            "score is not above it",
+        ),
     ],
 )
 def test_the_summary_is_one_sentence_on_both_kinds_of_texts(verdict: str, said: str) -> None:
+    reason = "the generator's name is above chance, and the score is not above it"
     rows = [
-        row(registry.HEADLINE, registry.ALL_GIVEN, verdict),
+        row(registry.HEADLINE, registry.ALL_GIVEN, verdict) | {"reason": reason},
         row(registry.HEADLINE, registry.ALL_GENERATED, registry.NOT_ESTABLISHED),
         row(registry.TRACKING, registry.ALL_GIVEN, registry.ESTABLISHED),
     ]
@@ -569,3 +574,34 @@ def test_the_page_says_what_storage_cost_in_the_worst_layer() -> None:
     )
     assert report_page._storage({1: {"fvu": 0.1}}) == "not recorded"
     assert report_page._storage({1: {"storage": "fp16", "storage_error": None}}) == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "shown"),
+    [
+        (3.0, np.nan, "3"),
+        (0.532134, np.nan, "0.532"),
+        (0.5, 0.4996, "0.500"),
+        (np.nan, np.nan, "\u2013"),
+    ],
+)
+def test_a_cell_of_the_leak_audit_is_a_count_or_an_auroc(
+    value: float, low: float, shown: str
+) -> None:
+    cell = report_page._cell({"value": value, "low": low, "high": low, "verdict": "pass"})
+    assert cell is not None
+    assert cell["value"] == shown
+    assert bool(cell["range"]) == (low == low)
+
+
+def test_a_pool_is_shown_if_it_holds_several_data_sets() -> None:
+    kinds = registry.DatasetKinds([], [], [], [], [], ["remarks", "answers_after_remarks"])
+    rows = [
+        {"dataset": "remarks", "mode": "given"},
+        {"dataset": "answers_after_remarks", "mode": "generated"},
+        {"dataset": registry.ALL_MISLED, "mode": "given"},
+    ]
+    metrics = pd.DataFrame(rows).assign(score=registry.DETECTOR)
+    assert report_page._pools(metrics, kinds) == []
+    metrics.loc[1, "mode"] = "given"
+    assert report_page._pools(metrics, kinds) == [registry.ALL_MISLED]

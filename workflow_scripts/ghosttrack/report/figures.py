@@ -587,7 +587,8 @@ def explanations(inputs: FigureInputs) -> Figure:
     axes.set_yticks(rows, names)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(max(rows, default=0) + 0.6, -0.6)
-    axes.set_xlim(0, 1.08 * table["change_high"].max() if len(table) else 1)
+    low, high = (table["change_low"].min(), table["change_high"].max()) if len(table) else (0, 1)
+    axes.set_xlim(1.08 * min(low, 0), 1.08 * max(high, 0))
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("mean change of the log-odds when ablated")
     return figure

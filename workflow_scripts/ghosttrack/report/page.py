@@ -248,10 +248,11 @@ def alt_text(name: str, points: Sequence[Point]) -> str:
 
 def _pools(metrics: pd.DataFrame, kinds: registry.DatasetKinds) -> list[str]:
     """Names of the pooled rows that summarise more than one data set."""
+    given = metrics.loc[metrics["mode"] == "given", "dataset"]
     sizes = {
         registry.ALL_GIVEN: len(kinds.text_controlled) + len(kinds.leaky),
         registry.ALL_GENERATED: len(kinds.generated),
-        registry.ALL_MISLED: len(kinds.misled),
+        registry.ALL_MISLED: len({*kinds.misled} & {*given}),
     }
     return [
         name
@@ -355,12 +356,11 @@ def _cell(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """One result of the leak audit: a count, or an AUROC with its interval."""
     if row is None:
         return None
-    counted = math.isnan(row["low"])
+    known = not math.isnan(row["low"])
+    counted = not known and float(row["value"]).is_integer()
     return {
-        "value": f"{row['value']:g}"
-        if counted and not math.isnan(row["value"])
-        else score(row["value"]),
-        "range": "" if counted else f"{score(row['low'])}{NONE}{score(row['high'])}",
+        "value": f"{row['value']:g}" if counted else score(row["value"]),
+        "range": f"{score(row['low'])}{NONE}{score(row['high'])}" if known else "",
         "verdict": row["verdict"],
         "style": {"pass": "established", "leak": "artefact"}.get(row["verdict"], "not-established"),
     }

@@ -140,7 +140,7 @@ def summary(rows: Sequence[Row]) -> str:
             gain = f"by {small(row['difference'])} AUROC on {scope}"
             parts.append(f"the detector beats {control} {gain}")
         elif row["verdict"] == registry.ARTEFACT:
-            parts.append(f"on {scope} the detector finds no more than the text alone")
+            parts.append(f"on {scope} no gain counts, because {row['reason']}")
         else:
             parts.append(f"on {scope} no gain over {best} is established")
     return f"{capital('; '.join(parts))}." if parts else "No data set here supports a claim."
