@@ -21,9 +21,9 @@ def names_of(runs: Iterable[Path]) -> dict[str, Path]:
     raise UserError(f"{paths[0]} is given twice: name different runs")
 
 
-def controls_among(names: Iterable[str]) -> list[str]:
-    """Data sets that config/datasets marks as positive controls."""
-    controls = []
+def controls_among(names: Iterable[str], runs: Iterable[Path]) -> list[str]:
+    """Data sets that config/datasets, or the settings of a run, mark as positive controls."""
+    controls = [name for run in runs for name in _recorded_controls(run)]
     for name in names:
         try:
             if load_dataset(name, HOME / "config").control:
@@ -31,6 +31,14 @@ def controls_among(names: Iterable[str]) -> list[str]:
         except UserError:  # not described in this checkout
             continue
     return controls
+
+
+def _recorded_controls(run: Path) -> list[str]:
+    """The positive controls that the metrics of a run were made with; [] without a record."""
+    from ghosttrack.runtime import records
+
+    record = records.read_of_run(run, "evaluation/metrics.csv")
+    return list(record.params.get("controls", [])) if record else []
 
 
 def main(arguments: list[str]) -> int:
@@ -74,7 +82,9 @@ def main(arguments: list[str]) -> int:
         datasets = dict.fromkeys(name for run in runs.values() for name in run.metrics["dataset"])
         settings = EvaluationSettings(bootstrap=chosen.draws)
         chosen.out.mkdir(parents=True, exist_ok=True)
-        comparison.write(runs, chosen.out, controls_among(datasets), settings, chosen.seed)
+        comparison.write(
+            runs, chosen.out, controls_among(datasets, chosen.run), settings, chosen.seed
+        )
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -154,6 +154,16 @@ def read(output: str | Path) -> Record | None:
     return _read(record_path(output))
 
 
+def read_of_run(run: Path, inside: str) -> Record | None:
+    """The record of a file of a run in any folder; None if it is missing or damaged.
+
+    Args:
+        run: results/MODEL, or a copy of it.
+        inside: the file relative to `run`.
+    """
+    return _read(run / "records" / f"{inside}.json")
+
+
 def _read(path: Path) -> Record | None:
     try:
         fields = json.loads(path.read_bytes())
@@ -262,7 +272,7 @@ def check_run(run: Path, paths: Iterable[Path]) -> None:
 
     def record_of(inside: str) -> Record | None:
         if inside not in known:
-            known[inside] = _read(run / "records" / f"{inside}.json")
+            known[inside] = read_of_run(run, inside)
         return known[inside]
 
     for inside in waiting:
