@@ -109,7 +109,7 @@ def test_a_score_below_chance_is_reported_and_not_reversed(
     own_scores(run, "cities", apart=-6.0).to_csv(table, index=False)
     assert judge.main([str(run), str(table), "--out", str(tmp_path / "as_given")]) == 0
     shown = capsys.readouterr().out
-    assert "low (table) is below chance on cities (AUROC 0.00). Nothing was reversed." in shown
+    assert "low (table) is below chance on cities (AUROC 0.000). Nothing was reversed." in shown
     assert "--lower-is-hallucinated" in shown
     reversed_too = [str(run), str(table), "--lower-is-hallucinated", "--out", str(tmp_path / "r")]
     assert judge.main(reversed_too) == 0

@@ -169,7 +169,7 @@ def test_detectors_from_outside_have_a_section_only_where_there_are_any(
     section = shown[shown.index('id="external"') :]
     section = section[: section.index("</details>")]
     assert section.count("mine (table)</th>") == len(fake_results.SETS) + 1
-    assert "mine (table) is below chance on every data set (AUROC 0.20, " in section
+    assert "mine (table) is below chance on every data set (AUROC 0.200, " in section
     assert "made outside the folds" in section
     assert "set lower_is_hallucinated: true" in section
 
