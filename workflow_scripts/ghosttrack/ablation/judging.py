@@ -139,7 +139,7 @@ def _scope(
     rows = []
     for name, against in _pairs(names, arms):
         score_name, base = name + _OF + detector, against + _OF + detector
-        if not scope.has(score_name):
+        if not scope.has(score_name) or not scope.has(base):
             continue
         gain = statistics.difference(
             scope.auroc[score_name],
