@@ -1,6 +1,6 @@
-"""Memory that jobs ask for against their measured peaks, by rule, for a finished run.
+"""Memory that jobs ask for against their measured peaks, by rule, for finished runs.
 
-    PYTHONPATH=workflow_scripts python benchmarks/memory.py results/smollm2-135m
+    PYTHONPATH=workflow_scripts python benchmarks/memory.py results/smollm2-135m results/gemma3-270m
 
 The asked memory comes from a dry run of the workflow in the folder of `results`. The peak is the
 largest resident set that a job logged or that Snakemake sampled. A ratio below 1 means that a cluster
@@ -76,12 +76,14 @@ def table(memory: dict[str, float], peaks: dict[str, float]) -> list[list[str]]:
 
 
 def main() -> None:
-    """Print a table, the tightest rule first."""
+    """Print a table for each run, the tightest rule first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="directory of a finished run, results/MODEL")
-    run = parser.parse_args().run.resolve()
-    rows = table(asked(run.name, run.parents[1]), measured(run))
-    show(f"memory of {run.name}", ["rule", "asked MB", "peak MB", "asked / peak"], rows)
+    parser.add_argument(
+        "run", type=Path, nargs="+", help="directory of a finished run, results/MODEL"
+    )
+    for run in (path.resolve() for path in parser.parse_args().run):
+        rows = table(asked(run.name, run.parents[1]), measured(run))
+        show(f"memory of {run.name}", ["rule", "asked MB", "peak MB", "asked / peak"], rows)
 
 
 if __name__ == "__main__":
