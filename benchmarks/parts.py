@@ -55,8 +55,9 @@ PARTS = (
     ),
     Part(
         "writing",
-        "Writing stores of ready blocks against a plain write of the same bytes with checksums.",
-        ("writing.py", "--rows", "131072", "--tokens", "131072"),
+        "Writing stores of ready blocks, to a file system in memory, against a plain write of the "
+        "same bytes with checksums.",
+        ("writing.py", "--memory"),
         ("writing.stores", "writing.encoder", "writing.device"),
         1,
         figure=Figure("writing.stores", "storage", "rows/s CPU"),

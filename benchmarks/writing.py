@@ -1,6 +1,9 @@
 """Writing of stores: against a plain write, the int8s encoder, and beside a simulated device.
 
 PYTHONPATH=workflow_scripts python benchmarks/writing.py --help
+
+With --memory the stores are written to a file system in memory. Otherwise the rate of the disk bounds
+most of what is measured: four layers of fp16 at 60,000 tokens/s are 490 MB/s.
 """
 
 import argparse
@@ -27,6 +30,8 @@ from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.runtime.allocator import keep_freed_memory
 
 STORAGES: tuple[Storage, ...] = ("fp16", "int8s")
+# A file system in memory on Linux.
+MEMORY = Path("/dev/shm")  # noqa: S108
 
 
 def chunk_of(d_model: int) -> npt.NDArray[np.float16]:
@@ -137,6 +142,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=8 * SHARD_ROWS)
     parser.add_argument("--tokens-per-second", type=float, default=60_000)
+    parser.add_argument("--memory", action="store_true", help=f"write to {MEMORY}")
     given = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as in extraction
@@ -146,7 +152,7 @@ def main() -> None:
         "fp16": values,
         "int8s": int8s.encode(values).levels,
     }
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=MEMORY if given.memory else None) as name:
         folder = Path(name)
         rows = []
         for storage in STORAGES:
