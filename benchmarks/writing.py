@@ -31,7 +31,7 @@ from ghosttrack.runtime.allocator import keep_freed_memory
 
 STORAGES: tuple[Storage, ...] = ("fp16", "int8s")
 # A file system in memory on Linux.
-MEMORY = Path("/dev/shm")  # noqa: S108
+MEMORY = Path("/dev/shm")
 
 
 def chunk_of(d_model: int) -> npt.NDArray[np.float16]:

@@ -32,18 +32,18 @@ class PlanSettings(Section):
         5.0,
         gt=0,
         description="Rate at which one core reads shuffled activations and hands them to a training "
-        "step, in 10^9 stored bytes per second. The default is measured: the first epoch, with "
-        "checksums, of 1,024 values per row, 2.5 million rows per second in fp16 and 6.2 million in "
-        "int8s; later epochs reach 12 to 16 (benchmarks/feeding.py). Without a GPU the CPU also "
-        "decodes; the rate is then 1 to 6.",
+        "step, in 10^9 stored bytes per second. The default is that of a fast core. The slow one of "
+        "the stored measurements (benchmarks/feeding.py) reaches 2.2 in the first epoch, with "
+        "checksums, and 3.5 (int8s) or 4.6 (fp16) later. Without a GPU the CPU also decodes; it then "
+        "reaches 0.3 to 1.5.",
     )
     write_gb_s: float = Field(
         1.0,
         gt=0,
         description="Rate at which an extraction job writes the activations of all its layers with "
-        "their checksums, in 10^9 stored bytes per second. The default is measured on one core: "
-        "953,000 rows of 1,024 values per second in int8s, 535,000 in fp16 (benchmarks/writing.py). "
-        "Without a GPU the CPU also encodes; for int8s the rate is then about 0.4.",
+        "their checksums, in 10^9 stored bytes per second. The default is that of a fast core. The "
+        "slow one of the stored measurements (benchmarks/writing.py) reaches 0.5. Without a GPU the "
+        "CPU also encodes; for int8s it then reaches 0.15.",
     )
     copy_gb_s: float = Field(
         20.0,
