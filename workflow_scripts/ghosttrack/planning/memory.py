@@ -59,9 +59,9 @@ _PACKED, _WINDOW_EXAMPLES = 2048, 4096
 # after the prefix that all prompts share. Longer prompts are batched by their length, in smaller
 # batches.
 _PROMPTS, _PROMPT_TOKENS, _OWN_TOKENS = 32, 160, 16
-# Contexts of a spliced forward pass, and arrays of the size of their logits that it holds: logits,
-# log-probabilities and products, of the plain and of the spliced pass.
-_SPLICED_CONTEXTS, _SPLICED_COPIES = 2, 8
+# Contexts of a spliced forward pass, and arrays of the size of a block of logits that the comparison
+# of the passes holds: logits, log-probabilities and products of four passes.
+_SPLICED_CONTEXTS, _SPLICED_COPIES = 2, 14
 # Activations that stay in memory during training (`resident_mb` of train_sae), and rows of a window
 # of the sampler that reads more than that.
 RESIDENT, _WINDOW_ROWS = 1536 * 2**20, 64 * 4096
@@ -340,10 +340,11 @@ def generation(run: Run) -> int:
 
 
 def splicing(run: Run) -> int:
-    """Weights, one SAE, and the logits of a plain and a spliced forward pass."""
-    logits = _FP32 * _SPLICED_CONTEXTS * run.settings.corpus.context * run.vocabulary
+    """Weights, the unembedding once more in another order, one SAE, contexts, logits of four passes."""
+    head = _FP32 * run.vocabulary * run.d_model + _SPLICED_COPIES * _head_block(run)
+    rows = _SPLICED_CONTEXTS * run.settings.corpus.context * run.d_model * _STREAMS
     return _with_model(run) + _mb(
-        2 * run.decoder + _SPLICED_COPIES * logits + _encoded(run, run.heldout, _QUALITY_COPIES)
+        2 * run.decoder + head + _FP32 * rows + _encoded(run, run.heldout, _QUALITY_COPIES)
     )
 
 

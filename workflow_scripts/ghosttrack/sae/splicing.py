@@ -11,7 +11,7 @@ Excluded rows (position 0 and massive activations) keep their activations in eve
 predictions at them are not counted: the autoencoder was neither trained nor measured on them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ghosttrack.activations.hooks import forward_replaced, last_output
 from ghosttrack.activations.limits import Limits
+from ghosttrack.activations.packed_texts import head_rows, logits_of
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
@@ -114,18 +115,18 @@ def splice(
     ):
         ids = torch.from_numpy(tokens[numbers].astype(np.int64)).to(model.device)
         inside = torch.from_numpy(included[numbers]).flatten().to(model.device)
-        mask = torch.from_numpy(counted[numbers]).flatten()
-        targets = ids.roll(-1, dims=1).flatten()  # the last of a context is not counted
+        rows = torch.from_numpy(counted[numbers]).flatten().to(model.device)
+        targets = ids.roll(-1, dims=1).flatten()[rows]  # the last of a context is not counted
         with last_output(below) as last:
-            reference = _logits(model, ids)
-        results["none"].append(losses(reference, reference, targets)[:, mask])
+            finals = [_final(model, ids, rows)]
         for name in names:
             with (
                 forward_replaced(below, lambda: last[0]),
                 replaced(module, inside, replacements[name]),
             ):
-                logits = _logits(model, ids)
-            results[name].append(losses(reference, logits, targets)[:, mask])
+                finals.append(_final(model, ids, rows))
+        for name, values in zip(("none", *names), losses(model, finals, targets), strict=True):
+            results[name].append(values)
         progress.advance(ids.numel())
     return scores(*(torch.cat(results[name], dim=1) for name in ("none", *replacements)))
 
@@ -160,23 +161,30 @@ def replaced(module: nn.Module, included: Tensor, replacement: Replacement) -> I
         handle.remove()
 
 
-def losses(reference: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy, and KL(reference || prediction), of every row: (2, rows) float64, in nats.
+def losses(model: Any, finals: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
+    """Cross-entropy, and KL(unchanged model || prediction), of every row, in nats.
+
+    Logits are computed in blocks, so that memory does not grow with rows times vocabulary.
 
     Args:
-        reference: (rows, vocabulary), logits of the unchanged model.
-        logits: (rows, vocabulary).
+        finals: of the unchanged model and of other passes, each (rows, d_model) final hidden states.
         targets: (rows,), the next tokens.
+    Returns:
+        For each of `finals`, (2, rows) float64.
     """
-    parts = []
-    for reference_part, part, target in zip(
-        *(torch.split(tensor, ROWS) for tensor in (reference, logits, targets)), strict=True
-    ):
-        expected, predicted = reference_part.log_softmax(1), part.log_softmax(1)
-        ce = -predicted.gather(1, target.unsqueeze(1)).squeeze(1)
-        kl = (expected.exp() * (expected - predicted)).sum(1)
-        parts.append(torch.stack([ce, kl]).cpu().to(torch.float64))
-    return torch.cat(parts, dim=1)
+    parts: list[list[Tensor]] = [[] for _ in finals]
+    step = head_rows(model)
+    for at in range(0, len(targets), step):
+        blocks = [logits_of(model, final[at : at + step]) for final in finals]
+        target = targets[at : at + step].to(blocks[0].device)
+        for row in range(0, len(target), ROWS):
+            expected = blocks[0][row : row + ROWS].log_softmax(1)
+            for block, found in zip(blocks, parts, strict=True):
+                predicted = block[row : row + ROWS].log_softmax(1)
+                ce = -predicted.gather(1, target[row : row + ROWS].unsqueeze(1)).squeeze(1)
+                kl = (expected.exp() * (expected - predicted)).sum(1)
+                found.append(torch.stack([ce, kl]).cpu().to(torch.float64))
+    return [torch.cat(found, dim=1) for found in parts]
 
 
 def scores(none: Tensor, sae: Tensor, zero: Tensor, mean: Tensor) -> Spliced:
@@ -213,7 +221,7 @@ def _recovered(without: float, with_sae: float, ablated: float) -> float:
     return (ablated - with_sae) / (ablated - without) if ablated != without else 0.0
 
 
-def _logits(model: Any, ids: Tensor) -> Tensor:
-    """Logits of every position, (batch x position, vocabulary) float32."""
-    logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits.flatten(0, 1).float()
+def _final(model: Any, ids: Tensor, rows: Tensor) -> Tensor:
+    """Final hidden states of the positions that `rows` marks, (rows, d_model)."""
+    final: Tensor = models.backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    return final.flatten(0, 1)[rows.to(final.device)]
