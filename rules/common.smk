@@ -17,12 +17,22 @@ sys.path.insert(0, str(HOME / "workflow_scripts"))
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus_sources
-from ghosttrack.planning import data_sizes, due, job_imports, memory, plan, run_state, scheduling
+from ghosttrack.planning import (
+    data_sizes,
+    due,
+    forked_jobs,
+    job_imports,
+    memory,
+    plan,
+    run_state,
+    scheduling,
+)
 from ghosttrack.planning.configuration import load, load_dataset
 from ghosttrack.settings import code_digest
 
 job_imports.provide(HOME / "workflow_scripts")
 scheduling.install()
+forked_jobs.install(workflow)
 try:
     due.install()
     SETTINGS = load(config, HOME / "config")

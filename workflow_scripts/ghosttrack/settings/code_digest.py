@@ -102,6 +102,35 @@ def used_settings(script: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in names}
 
 
+def imports_at_start(rule: str, library: str) -> bool:
+    """Whether a rule's script imports a library at its start, itself or through our modules.
+
+    Raises:
+        ValueError: no script has this name.
+    """
+    seen, waiting = set[Path](), [script_of(rule)]
+    while waiting:
+        path = waiting.pop()
+        imports = _start_imports(path)
+        if any(name.split(".")[0] == library for name in imports):
+            return True
+        seen.add(path)
+        waiting.extend(file for file in _module_files(imports) if file not in seen)
+    return False
+
+
+@cache
+def _start_imports(path: Path) -> tuple[str, ...]:
+    """Modules and names that a file imports outside its functions."""
+    imports: list[str] = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            imports.extend(item.name for item in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imports.extend(_imported(node, path) or [node.module or ""])
+    return tuple(imports)
+
+
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that results depend on."""
     from importlib.metadata import PackageNotFoundError, version
