@@ -234,7 +234,7 @@
     let at = 0;
     for (const [, start, end, probability] of (text.marks || []).filter(([of]) => of === place)) {
       if (start > at) nodes.push(piece.slice(at, start));
-      nodes.push(make("u", { class: probability >= 0.5 ? "span" : "soft" }, piece.slice(start, end)));
+      nodes.push(make("u", { class: probability > 0.5 ? "span" : "soft" }, piece.slice(start, end)));
       at = end;
     }
     return [...nodes, piece.slice(at)];
