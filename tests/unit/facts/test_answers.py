@@ -112,6 +112,9 @@ def test_the_answer_ends_at_the_first_line_or_sentence(text: str, expected: str)
         ("26", ["6"], WRONG),
         ("6", ["26"], WRONG),
         ("22.5", ["22"], WRONG),
+        ("5 million", ["one million"], WRONG),
+        ("3 thousand", ["1,000"], WRONG),
+        ("2 million", ["2,000,000"], CORRECT),
         ("-6", ["6"], WRONG),
         ("Ag", ["Au"], WRONG),
         ("Au", ["Au"], CORRECT),
@@ -267,6 +270,12 @@ def test_every_number_in_words_is_that_number() -> None:
         ("1--2", "1 2"),
         ("00.50", "0.5"),
         ("10 000", "10 0"),
+        ("2 million", "2000000"),
+        ("2.50 billion people", "2500000000 people"),
+        ("1,000 hundred thousand", "100000000"),
+        ("-3 hundred and", "-300 and"),
+        ("0.5 thousand 2", "500 2"),
+        ("1.2345 thousand", "1234.5"),
     ],
 )
 def test_numbers_begin_and_end_where_they_should(text: str, words: str) -> None:

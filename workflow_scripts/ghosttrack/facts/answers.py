@@ -7,6 +7,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
+from decimal import Decimal
 from enum import StrEnum
 
 Words = tuple[str, ...]
@@ -316,7 +317,10 @@ def _phrase(text: str) -> Words:
 
 
 def _digits(words: Sequence[str]) -> list[str]:
-    """Replace number words by digits: `one hundred and five` -> `105`, `minus six` -> `-6`."""
+    """Replace number words by digits: `one hundred and five` -> `105`, `minus six` -> `-6`.
+
+    A scale multiplies the digits before it: `2.5 million` -> `2500000`.
+    """
     result: list[str] = []
     position = 0
     while position < len(words):
@@ -324,6 +328,13 @@ def _digits(words: Sequence[str]) -> list[str]:
         if end > position:
             result.append(str(value))
             position = end
+        elif re.fullmatch(r"-?\d+(\.\d+)?", words[position]):
+            number = Decimal(words[position])
+            while position + 1 < len(words) and words[position + 1] in SCALES:
+                position += 1
+                number *= SCALES[words[position]]
+            result.append(_canonical(f"{number:f}"))
+            position += 1
         else:
             result.append(words[position])
             position += 1
