@@ -296,6 +296,7 @@ def _tokens(text: str) -> Words:
     plain = re.sub(rf"(?<=[^\W\d_])[{APOSTROPHES}](?=[^\W\d_])", "", plain)
     plain = plain.translate(dict.fromkeys(map(ord, APOSTROPHES), " "))
     plain = re.sub(r"\b([a-z])\.(?=[a-z]\b)", r"\1", plain)  # u.s. -> us
+    plain = plain.replace("&", " and ")
     # A minus sign belongs to the number unless it is a hyphen: carbon-14.
     # + and # after a letter are part of the word: C++, C#, A+.
     words = re.findall(r"(?:(?<![\w-])[-\u2212])?\d+(?:\.\d+)?|[^\W\d_]+(?:[+#]+(?!\w))?", plain)
