@@ -293,8 +293,10 @@ class Detector:
                 ]
                 parts = windows(whole, [*earlier, *judged], tokens, free - 1)
                 found = [each for each in parts if each.first >= start]
-        if answer or self._is_whole(text):
+        if answer:
             return found
+        if self._is_whole(text):  # a rule or asterisks after the last sentence are no part of it
+            return [each._replace(stop=min(each.stop, judged[-1].stop)) for each in found]
         return [
             each._replace(first=each.first + last[0], last=each.first + last[1])
             for each in found

@@ -149,6 +149,19 @@ def test_a_column_with_another_capital_is_not_left_out_in_silence(
         read_labelled(path)
 
 
+def test_the_curve_never_replaces_the_labelled_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = table(tmp_path / "mine.csv", [(f"a {number}", number % 2) for number in range(50)])
+    before = texts.read_bytes()
+    assert (
+        calibrate.main([str(tmp_path), "--texts", str(texts), "--out", f"{tmp_path}/mine.json"])
+        == 2
+    )
+    assert f"--out: {texts} is a given file, which would be overwritten" in capsys.readouterr().err
+    assert texts.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -178,6 +178,7 @@ NOBODY = "~nobody-of-this-name"
             [NOBODY, "a b"],
             "argument run: '~nobody-of-this-name' begins with the home directory of an unknown user",
         ),
+        (["run", "--texts", "label.csv", "--out", "label.csv"], "label.csv is a given file, which"),
         (["run", "--texts", NOBODY], "argument --texts: '~nobody-of-this-name' begins"),
         (["run", "a b", "--out", NOBODY], "argument --out: '~nobody-of-this-name' begins"),
         (["run", "a b", "--context", NOBODY], "argument --context: '~nobody-of-this-name' begins"),

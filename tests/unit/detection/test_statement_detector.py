@@ -338,6 +338,23 @@ def test_sentences_make_the_verdict_of_their_text_at_every_confidence() -> None:
             assert verdict(whole, text, confidence)[1] == found.verdict
 
 
+def test_a_statement_on_the_true_side_is_never_called_hallucinated() -> None:
+    from ghosttrack.detection.statement_scoring import Opinion, verdict_on_statement
+
+    # The log-odds that a verdict is right are below 0 where most such verdicts were wrong.
+    odds = np.array([-0.3, -0.01, 0.3, -2.0])
+    reliability = np.array([0.0, 0.5, 0.0, 0.6])
+    selected = np.array([-1.0, -0.2, -1.0, 0.5])
+    judged = left_out_kinds.Judged(
+        odds, reliability, np.zeros(4, dtype=bool), selected, np.zeros(4, dtype=int)
+    )
+    assert ((judged.probability >= 0.5) == (odds > 0)).all()
+    assert [
+        verdict_on_statement(Opinion(p, o, r, unlike=False, kind=""), 0.5)
+        for p, o, r in zip(judged.probability, odds, reliability, strict=True)
+    ] == ["true", "true", "hallucinated", "true"]
+
+
 def test_intervals_count_blocks_and_not_statements() -> None:
     wrong = np.repeat([True, False, False, False], 25)
     alone = left_out_kinds.error_interval(wrong, [np.arange(100)])

@@ -1,6 +1,8 @@
 """Whole statements of users: read as the training statements were, judged, or abstained on."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -158,6 +160,13 @@ def test_tokens_of_a_sentence_are_read_behind_the_sentences_before_it(detector: 
         " ".join(PARTS[: number + 1]) for number in range(len(PARTS))
     ]
     assert [token.start for token in found.tokens] == sorted({t.start for t in found.tokens})
+
+
+def test_a_rule_behind_the_last_sentence_is_no_part_of_it() -> None:
+    given: Any = SimpleNamespace(_scorer=SimpleNamespace(limit=512), _is_whole=lambda _: True)
+    for text in ("Rome is in Italy.\n\n---\n", "Rome is in Italy. ...", "Rome is in Italy.\n***"):
+        (span,) = Detector._spans(given, Text(text))
+        assert text[span.first : span.stop] == "Rome is in Italy."
 
 
 def test_the_score_of_a_sentence_does_not_depend_on_other_texts(detector: Detector) -> None:

@@ -167,14 +167,14 @@ PASSAGE = "Passage {}: <b>Lyon</b> & Paris are cities.\nA second line 🙂."
 def mark_spans(run: Run, folder: Path) -> dict[str, Any]:
     """Inputs of write_explorer for `cities` with contexts, spans and scores of tokens.
 
-    The second half of each false answer is marked by all annotators, its first character by one in
-    five. The token detector calls the last token of each answer.
+    The second half of each false answer is marked by all annotators, its first character by half of
+    them, which is not enough. The token detector calls the last token of each answer.
     """
     examples = pd.read_parquet(run.examples[0])
     tokens, outputs = pd.read_parquet(run.tokens[0]), pd.read_parquet(run.outputs[0])
     spans = [
         [
-            {"start": 0, "end": 1, "probability": 0.2},
+            {"start": 0, "end": 1, "probability": 0.5},
             {"start": len(answer) // 2, "end": len(answer), "probability": 1.0},
         ]
         if label

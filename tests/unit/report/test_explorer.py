@@ -76,6 +76,20 @@ def test_of_many_texts_whole_groups_are_shown_in_proportion_with_failures_and_hi
     assert choice.choose(table, 130).tolist() == sorted(choice.choose(table, 130))
 
 
+def test_of_groups_that_are_too_large_a_part_is_shown() -> None:
+    table = pd.DataFrame(
+        {
+            "dataset": ["large"] * 90 + ["small"] * 10,
+            "group": ["g"] * 45 + ["h"] * 45 + [f"s {number // 2}" for number in range(10)],
+            "label": [0, 1] * 50,
+            "score": np.linspace(0, 1, 100),
+        }
+    )
+    shown = table.iloc[choice.choose(table, 40)]
+    assert len(shown) == 40
+    assert shown["dataset"].value_counts().to_dict() == {"large": 36, "small": 4}
+
+
 def test_the_page_opens_on_extremes_of_each_kind_from_different_groups() -> None:
     table = scored({"a": 40, "b": 40, "c": 40})
     found = choice.picks(table)

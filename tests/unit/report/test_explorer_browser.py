@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import explorer_fakes
+import pandas as pd
 import pytest
 from browser import CHROMIUM, Browser, browser
 from PIL import Image
@@ -265,6 +266,26 @@ def test_an_address_of_a_text_that_is_not_here_says_so_until_another_is_opened(
     chromium.run(OPEN_ALL)
     chromium.run(click("#row-2"))
     chromium.wait(f"!({note})")
+
+
+def test_texts_of_one_id_in_two_data_sets_have_their_own_addresses(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    run = explorer_fakes.make(tmp_path)
+    for path in (run.examples[1], run.outputs[1], run.scores):
+        table = pd.read_parquet(path)
+        table.assign(id=table["id"].replace("questions-3", "cities-markup-1")).to_parquet(path)
+    explorer_fakes.write(run, tmp_path / "explorer.html")
+    passage = "document.querySelector('.passage').textContent"
+    for dataset in ("cities", "questions"):
+        chromium.open(tmp_path / "explorer.html", part=f"{dataset}/cities-markup-1")
+        chromium.wait("document.body && document.body.dataset.ready")
+        assert ("Tokyo" in chromium.run(passage)) == (dataset == "questions")
+        assert chromium.run("decodeURIComponent(location.hash)") == f"#{dataset}/cities-markup-1"
+    chromium.open(tmp_path / "explorer.html", part="cities-markup-1")
+    chromium.wait("document.body && document.body.dataset.ready")
+    note = chromium.run("document.querySelector('.head [role=status]').textContent")
+    assert "such as cities/cities-markup-1" in note
 
 
 @pytest.fixture(scope="module")

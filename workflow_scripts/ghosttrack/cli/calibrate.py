@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ghosttrack import api
 from ghosttrack.cli.given_texts import encoding_named, read_context, rows_as_texts
-from ghosttrack.cli.score import path_of, refused_path
+from ghosttrack.cli.score import path_of, refused_input, refused_path
 from ghosttrack.cli.waiting import limit_threads, log_to_stderr, with_progress
 from ghosttrack.detection.scored_texts import ABSTAIN, HALLUCINATED, ScoredText, Text
 from ghosttrack.errors import UserError
@@ -249,7 +249,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--out",
         type=path_of,
-        help="file to write, .json; default: RUN/detection/calibration_NAME.json",
+        help="file to write, .json, with the risk-coverage curve beside it as .csv; default: "
+        "RUN/detection/calibration_NAME.json",
     )
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads of this process; default %(default)s"
@@ -269,8 +270,10 @@ def main(arguments: list[str]) -> int:
         out = chosen.out or RunPaths(chosen.run).detection / f"calibration_{name}.json"
         if out.suffix.lower() != ".json":
             raise UserError(f"--out: {out} must end in .json")
-        if reason := refused_path(out):
-            raise UserError(f"--out: {reason}")
+        given = (chosen.texts, chosen.context)
+        for written in (out, out.with_suffix(".csv")):
+            if reason := refused_path(written) or refused_input(written, given):
+                raise UserError(f"--out: {reason}")
         context = read_context(chosen.context, chosen.encoding)
         labelled = read_labelled(chosen.texts, context, chosen.encoding, chosen.true_label)
         _calibrate(chosen, labelled, out)

@@ -161,6 +161,12 @@ def refused_path(path: Path) -> str:
     )
 
 
+def refused_input(path: Path, given: Iterable[Path | None]) -> str:
+    """Why a file is not written at the path of a given one, with a remedy; "" if it is another."""
+    same = any(each and path.exists() and each.exists() and path.samefile(each) for each in given)
+    return f"{path} is a given file, which would be overwritten; name another path" if same else ""
+
+
 def main(arguments: list[str]) -> int:
     """Score texts of the command line or of a file; exit code 2 after a user error."""
     parser = argparse.ArgumentParser(
@@ -241,7 +247,10 @@ def main(arguments: list[str]) -> int:
             )
         if chosen.out and chosen.out.suffix.lower() not in (*FORMS, ".html"):
             raise UserError(f"--out: {chosen.out} must end in {', '.join(FORMS)} or .html")
-        if chosen.out and (reason := refused_path(chosen.out)):
+        given_files = (chosen.texts, chosen.context, chosen.calibration)
+        if chosen.out and (
+            reason := refused_path(chosen.out) or refused_input(chosen.out, given_files)
+        ):
             raise UserError(f"--out: {reason}")
         require_encoding(chosen.encoding, "--encoding")
         context = read_context(chosen.context, chosen.encoding)

@@ -83,8 +83,9 @@ class Judged(NamedTuple):
 
         It is never less sure than the reliability, and never on the other side of the log-odds.
         """
-        right = np.maximum(np.maximum(probability(self.selected), self.reliability), 0.5)
-        right = np.minimum(right, 1 - 1e-8)  # so that its log-odds are finite
+        right = np.maximum(probability(self.selected), self.reliability)
+        # So that 0.5, which counts as hallucinated, is on neither side, and log-odds are finite.
+        right = np.clip(right, 0.5 + 1e-8, 1 - 1e-8)
         return np.where(self.log_odds > 0, right, 1 - right)
 
     def of_texts(self, text: Ints) -> "Judged":

@@ -7,6 +7,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
+from decimal import Decimal
 from enum import StrEnum
 
 Words = tuple[str, ...]
@@ -38,6 +39,51 @@ GENERIC_ENDINGS = frozenset(("city",))
 # Full stops after these do not end a sentence: St. John's, Washington D.C., U.S. state.
 ABBREVIATIONS = frozenset(
     ("st", "mt", "ft", "dr", "mr", "mrs", "ms", "vs", "jr", "sr", "u.s", "u.k", "d.c", "e.g", "i.e")
+)
+# A full stop after these belongs to the name that follows: Gen. Custer.
+TITLES = frozenset(
+    ("adm", "capt", "col", "gen", "gov", "hon", "lt", "maj", "prof", "rep", "rev", "sen", "sgt")
+)
+# And after these to a number: Symphony No. 9.
+NUMBERED = frozenset(("no", "nos", "op", "vol"))
+# Words that begin a sentence. A name does not go on with one of them: World War I. It began.
+STARTERS = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "answer",
+        "at",
+        "but",
+        "he",
+        "her",
+        "his",
+        "how",
+        "i",
+        "in",
+        "is",
+        "it",
+        "its",
+        "on",
+        "q",
+        "question",
+        "she",
+        "that",
+        "the",
+        "their",
+        "there",
+        "these",
+        "they",
+        "this",
+        "we",
+        "what",
+        "when",
+        "where",
+        "which",
+        "who",
+        "why",
+        "you",
+    ]
 )
 HEDGES = (
     "or",
@@ -110,12 +156,35 @@ def first_answer(text: str) -> str:
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     for mark in re.finditer(r"[.!?;]+(?=\s|$|[\"')\]])", line):
         before = line[: mark.start()]
-        word = re.split(r"[\s,(]", before)[-1].casefold()
-        initial = re.fullmatch(r"[a-z](\.[a-z])+", word) is not None or word in ABBREVIATIONS
-        if mark.group() == "." and initial and line[mark.end() :].strip():
+        if mark.group() == "." and _goes_on(before, line[mark.end() :]):
             continue
         return before.strip()
     return line
+
+
+def _goes_on(before: str, after: str) -> bool:
+    """Whether the full stop between the two ends no sentence."""
+    if not after.strip():
+        return False
+    word = re.split(r"[\s,(]", before)[-1]
+    plain = word.casefold()
+    if plain in ABBREVIATIONS or re.fullmatch(r"[a-z](\.[a-z])+", plain):
+        return True
+    found = re.match(r"\s+(\w+)(\.?)", after)
+    following, dot = found.groups() if found else ("", "")
+    if plain in NUMBERED:
+        return following[:1].isdigit()
+    initials = len(following) == 1 and dot == "."
+    starts = following.casefold() in STARTERS and not initials
+    if not following[:1].isupper() or starts:
+        return False
+    if plain in TITLES:
+        return True
+    # An initial follows another word of the name, or another initial follows it: George W. Bush,
+    # J. K. Rowling. At the start of an answer, a letter may be the answer: K. Potassium is a metal.
+    earlier = before.split()[:-1]
+    named = earlier[-1][0].isupper() if earlier else initials
+    return len(word) == 1 and word.isupper() and named
 
 
 def judge(answer: str, gold: Sequence[str], others: Collection[str] = ()) -> AnswerVerdict:
@@ -142,11 +211,8 @@ def judge(answer: str, gold: Sequence[str], others: Collection[str] = ()) -> Ans
     if words in accepted:
         return AnswerVerdict.CORRECT
     candidates = {other for name in others if (other := normalise(name))} - accepted
-    if (
-        ARTICLES.issuperset(words)
-        and words not in candidates
-        and not any(_is_letter(name) for name in accepted)
-    ):
+    lettered = _is_letter(words) and any(_is_letter(name) for name in accepted)
+    if ARTICLES.issuperset(words) and words not in candidates and not lettered:
         return AnswerVerdict.EMPTY
     spans = _longest_spans(words, accepted | candidates)
     right = any(name in accepted for name in spans)
@@ -230,6 +296,7 @@ def _tokens(text: str) -> Words:
     plain = re.sub(rf"(?<=[^\W\d_])[{APOSTROPHES}](?=[^\W\d_])", "", plain)
     plain = plain.translate(dict.fromkeys(map(ord, APOSTROPHES), " "))
     plain = re.sub(r"\b([a-z])\.(?=[a-z]\b)", r"\1", plain)  # u.s. -> us
+    plain = plain.replace("&", " and ")
     # A minus sign belongs to the number unless it is a hyphen: carbon-14.
     # + and # after a letter are part of the word: C++, C#, A+.
     words = re.findall(r"(?:(?<![\w-])[-\u2212])?\d+(?:\.\d+)?|[^\W\d_]+(?:[+#]+(?!\w))?", plain)
@@ -251,7 +318,10 @@ def _phrase(text: str) -> Words:
 
 
 def _digits(words: Sequence[str]) -> list[str]:
-    """Replace number words by digits: `one hundred and five` -> `105`, `minus six` -> `-6`."""
+    """Replace number words by digits: `one hundred and five` -> `105`, `minus six` -> `-6`.
+
+    A scale multiplies the digits before it: `2.5 million` -> `2500000`.
+    """
     result: list[str] = []
     position = 0
     while position < len(words):
@@ -259,6 +329,13 @@ def _digits(words: Sequence[str]) -> list[str]:
         if end > position:
             result.append(str(value))
             position = end
+        elif re.fullmatch(r"-?\d+(\.\d+)?", words[position]):
+            number = Decimal(words[position])
+            while position + 1 < len(words) and words[position + 1] in SCALES:
+                position += 1
+                number *= SCALES[words[position]]
+            result.append(_canonical(f"{number:f}"))
+            position += 1
         else:
             result.append(words[position])
             position += 1

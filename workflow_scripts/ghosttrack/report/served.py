@@ -67,6 +67,8 @@ def render(
 def verdict_in_words(score: ScoredText, confidence: float) -> tuple[str, str]:
     """A verdict as a headline and a sentence."""
     likelier = HALLUCINATED if score.probability >= 0.5 else TRUE
+    if score.verdict in (HALLUCINATED, TRUE):  # a probability is rounded
+        likelier = score.verdict
     share = f"{max(score.probability, 1 - score.probability):.0%}".replace("%", " %")
     given = f"The detector gives {share} for {likelier}"
     if score.verdict == HALLUCINATED:

@@ -35,7 +35,8 @@ def choose(table: pd.DataFrame, limit: int) -> np.ndarray:
 
     Within a data set, groups are taken in turns from three orders: clearest failures first,
     clearest hits first, and by a hash of the group's name, which is independent of the scores.
-    A data set without scores has only the last order.
+    A data set without scores has only the last order. If no group of a data set fits, a part of its
+    first one is shown.
 
     Args:
         table: columns dataset, group, label, score (probability of label 1, NaN if not scored).
@@ -47,7 +48,11 @@ def choose(table: pd.DataFrame, limit: int) -> np.ndarray:
     for _, part in table.assign(row=np.arange(len(table))).groupby("dataset", sort=False):
         share = limit * len(part) // len(table)
         rows = {str(name): list(group["row"]) for name, group in part.groupby("group", sort=False)}
-        for name in _in_turns(part):
+        turns = _in_turns(part)
+        if all(len(group) > share for group in rows.values()):
+            kept += rows[turns[0]][:share]
+            continue
+        for name in turns:
             if len(rows[name]) <= share:
                 kept += rows[name]
                 share -= len(rows[name])

@@ -33,6 +33,7 @@
   }
 
   let about, index, names; // names: by layer, features with names, clusters and weights
+  const alike = new Map(); // number of texts of each id
   let places; // by layer: feature -> its index in `names` and in the layer's dictionary
   const state = { missing: "", shown: [], current: -1, token: 0, track: null, colour: "surprise", tint: "track", axis: "layers", race: "layers", many: 16, paired: false, context: false };
 
@@ -128,9 +129,18 @@
   }
 
   // ---- one text
+  // The id of a text, after its data set if texts of several have this id.
+  const addressOf = (number) => (alike.get(index.id[number]) > 1 ? `${about.sets[index.set[number]]}/${index.id[number]}` : index.id[number]);
+  function asked() {
+    try { return decodeURIComponent(location.hash.slice(1)); } catch { return location.hash.slice(1); }
+  }
+  const missing = (name) => (alike.get(name) > 1
+    ? `Texts of several data sets have the id ${name}; write the data set before it, such as ${addressOf(index.id.indexOf(name))}.`
+    : `This page has no text with the id ${name}; it holds a selection of the texts (How to read this).`);
+
   async function open(number, token = 0) {
     Object.assign(state, { current: number, token, track: null, missing: number === state.current ? state.missing : "" });
-    history.replaceState(null, "", `#${encodeURIComponent(index.id[number])}`);
+    history.replaceState(null, "", `#${encodeURIComponent(addressOf(number))}`);
     showRows();
     await showText();
   }
@@ -162,7 +172,7 @@
     const decision = score === null ? "not scored by the detector" : `the detector says ${LABELS[called(number)]}`;
     return make(
       "div", { class: "head" },
-      state.missing ? make("p", { class: "note", role: "status" }, `This page has no text with the id ${state.missing}; it holds a selection of the texts (How to read this).`) : null,
+      state.missing ? make("p", { class: "note", role: "status" }, missing(state.missing)) : null,
       make("h2", {}, `This text is ${label}; ${decision}. `,
         score === null ? null : make("span", { class: isWrong(number) ? "wrong" : "right" }, isWrong(number) ? "\u2715 wrong" : "\u2713 right")),
       make("p", { class: "facts" }, [about.sets[index.set[number]], index.id[number], why.get(number)].filter(Boolean).join(" \u00b7 ")),
@@ -234,7 +244,7 @@
     let at = 0;
     for (const [, start, end, probability] of (text.marks || []).filter(([of]) => of === place)) {
       if (start > at) nodes.push(piece.slice(at, start));
-      nodes.push(make("u", { class: probability >= 0.5 ? "span" : "soft" }, piece.slice(start, end)));
+      nodes.push(make("u", { class: probability > 0.5 ? "span" : "soft" }, piece.slice(start, end)));
       at = end;
     }
     return [...nodes, piece.slice(at)];
@@ -582,10 +592,11 @@
     byId("list").addEventListener("keydown", moveInList);
     let late;
     addEventListener("resize", () => { clearTimeout(late); late = setTimeout(() => { showRows(); showText(); }, 120); });
-    const asked = index.id.indexOf(decodeURIComponent(location.hash.slice(1)));
+    for (const id of index.id) alike.set(id, (alike.get(id) || 0) + 1);
+    const found = index.id.findIndex((_, number) => addressOf(number) === asked());
     refilter();
-    const first = asked >= 0 ? asked : (state.shown[0] ?? 0);
-    if (asked < 0 && location.hash.length > 1) Object.assign(state, { current: first, missing: decodeURIComponent(location.hash.slice(1)) });
+    const first = found >= 0 ? found : (state.shown[0] ?? 0);
+    if (found < 0 && location.hash.length > 1) Object.assign(state, { current: first, missing: asked() });
     await open(first);
     document.body.dataset.ready = String(Math.round(performance.now()));
   }

@@ -50,7 +50,7 @@ def of_text(
         for part in marked.parts_of(at, at + len(piece), spans) if piece else ():
             if part.probability > 0:
                 start, end = (_units(piece[: edge - at]) for edge in (part.start, part.end))
-                marks.append([place, start, end, round(part.probability, 2)])
+                marks.append([place, start, end, round(part.probability, 4)])
         at += len(piece)
     found: dict[str, Any] = {"marks": marks}
     if scores is not None and len(scores) == len(pieces):
