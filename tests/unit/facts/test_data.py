@@ -165,5 +165,35 @@ def test_another_name_of_a_currency_is_no_false_answer() -> None:
         )
 
 
+def test_every_official_language_is_accepted_by_each_of_its_names() -> None:
+    choices = _choices()
+    facts = {fact.subject: fact for fact in load_table("languages")}
+    for subject, code in (("South Africa", "ZA"), ("Morocco", "MA"), ("Iraq", "IQ")):
+        assert {*choices["official_languages"][code]} <= {*facts[subject].gold}
+    for fact in facts.values():
+        for name, others in choices["language_aliases"].items():
+            assert name not in fact.gold or {*others} <= {*fact.gold}, (fact.subject, name)
+            assert not {*fact.gold} & {*fact.excluded_distractors}
+
+
+@pytest.mark.parametrize(
+    ("subject", "language"),
+    [
+        ("Morocco", "French"),
+        ("Algeria", "French"),
+        ("Tunisia", "French"),
+        ("Madagascar", "English"),
+        ("Nigeria", "Yoruba"),
+        ("Senegal", "Wolof"),
+    ],
+)
+def test_a_language_in_wide_use_is_neither_accepted_nor_a_false_answer(
+    subject: str, language: str
+) -> None:
+    (fact,) = [fact for fact in load_table("languages") if fact.subject == subject]
+    assert language not in fact.gold
+    assert language in fact.excluded_distractors
+
+
 def _choices() -> dict[str, Any]:
     return dict(yaml.safe_load((DATA / "choices.yaml").read_text(encoding="utf-8")))

@@ -282,14 +282,20 @@ def _continents(sources: SourceData, remaining: Sequence[City]) -> list[TableRow
 
 def _languages(sources: SourceData) -> list[TableRow]:
     english = sources.locale("en").languages
+    choices = sources.choices
     lines = []
     for country in sources.countries.values():
-        official = [
+        listed = [
             english[code] for code in sources.official_languages(country.code) if code in english
         ]
-        if country.code in sources.choices["no_language"] or not official:
+        if country.code in choices["no_language"] or not listed:
             continue
-        answer = sources.choices["language_of"].get(country.code, official[0])
+        official = choices["official_languages"].get(country.code, listed)
+        answer = choices["language_of"].get(country.code, official[0])
+        other_names = choices["language_aliases"]
+        accepted = [name for name in official if name != answer]
+        accepted += [name for one in accepted for name in other_names.get(one, [])]
+        aliases = [name for name in other_names.get(answer, []) if name not in accepted]
         spoken = [
             english.get(code.split("-")[0], "") for code in country.raw["languages"].split(",")
         ]
@@ -298,8 +304,11 @@ def _languages(sources: SourceData) -> list[TableRow]:
                 "language",
                 country.name,
                 answer,
-                accepted=official,
-                excluded_distractors=[name for name in spoken if name not in official],
+                aliases=aliases,
+                accepted=accepted,
+                excluded_distractors=[
+                    name for name in (*listed, *spoken) if name not in (answer, *aliases, *accepted)
+                ],
                 role=_role(sources, "language", country.name),
             )
         )
