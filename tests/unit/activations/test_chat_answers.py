@@ -46,6 +46,7 @@ def questions(tokenizer: Any) -> pd.DataFrame:
             "question": asked,
             "prompt": asked,
             "gold": [[answer.strip()] for answer in ANSWERS],
+            "arguable": [[]] * 4,
         }
     )
     return chat.ask(frame, [["Who?", "Ada", question] for question in asked], tokenizer)

@@ -253,6 +253,7 @@ def questions(count: int = 1) -> pd.DataFrame:
             "question": f"What is the capital of {subject}?",
             "prompt": f"The capital of {subject} is",
             "gold": [city],
+            "arguable": [],
         }
         for number in range(count)
         for subject, city in capitals.items()
@@ -395,7 +396,8 @@ def test_all_tokens_of_the_last_character_belong_to_an_answer(tokenizer: Any) ->
 
 def test_clusters_do_not_know_the_gold_answers() -> None:
     same = [Continuation(text, (len(text),), (-1.0,)) for text in (" Burma", " Myanmar")]
-    asked = pd.DataFrame([{"id": "q", "relation": "r", "gold": ["Myanmar", "Burma"]}])
+    row = {"id": "q", "relation": "r", "gold": ["Myanmar", "Burma"], "arguable": []}
+    asked = pd.DataFrame([row])
     table = sample_table(asked, same[:1], same[1:])
     assert table["correct"].tolist() == [True, True]
     assert table["cluster"].tolist() == [0, 1]

@@ -316,3 +316,37 @@ def test_letters_and_signs_that_tell_answers_apart_are_kept(
     answer: str, gold: list[str], others: list[str], expected: AnswerVerdict
 ) -> None:
     assert judge(answer, gold, others) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "verdict"),
+    [
+        ("French", ["Arabic"], AnswerVerdict.AMBIGUOUS),
+        ("Arabic", ["Arabic"], AnswerVerdict.CORRECT),
+        ("Arabic and French", ["Arabic"], AnswerVerdict.AMBIGUOUS),
+        ("French and Spanish", ["Arabic"], AnswerVerdict.AMBIGUOUS),
+        ("Spanish", ["Arabic"], AnswerVerdict.WRONG),
+        ("French", ["French"], AnswerVerdict.CORRECT),
+    ],
+)
+def test_an_arguable_answer_is_ambiguous(
+    answer: str, gold: list[str], verdict: AnswerVerdict
+) -> None:
+    assert judge(answer, gold, ["Spanish"], ["French"]) == verdict
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "verdict"),
+    [
+        ("It is in the table", ["In"], AnswerVerdict.WRONG),
+        ("The symbol is In", ["In"], AnswerVerdict.CORRECT),
+        ("in", ["In"], AnswerVerdict.CORRECT),
+        ("Fe is in the table", ["Fe"], AnswerVerdict.CORRECT),
+        ("Fe or As", ["Fe"], AnswerVerdict.AMBIGUOUS),
+        ("the USA", ["US", "USA"], AnswerVerdict.CORRECT),
+    ],
+)
+def test_a_symbol_inside_an_answer_has_its_case(
+    answer: str, gold: list[str], verdict: AnswerVerdict
+) -> None:
+    assert judge(answer, gold, ["In", "As"]) == verdict

@@ -60,8 +60,8 @@ def judge_answers(
     """Cut continuations to their answers and judge them; count ambiguous and empty answers.
 
     Args:
-        questions: columns id, group, relation, subject, question, prompt, gold (accepted answers);
-            with prompt_ids, the examples have that column, too.
+        questions: columns id, group, relation, subject, question, prompt, gold (accepted answers),
+            arguable (neither accepted nor wrong); with prompt_ids, the examples have that column, too.
         continuations: the greedy text after each prompt.
         dataset: named in errors.
     Raises:
@@ -75,7 +75,7 @@ def judge_answers(
     ):
         answer = answers.first_answer(continuation)
         gold = [str(one) for one in question["gold"]]
-        verdict = answers.judge(answer, gold, wrong)
+        verdict = answers.judge(answer, gold, wrong, question["arguable"])
         verdicts.append((str(question["relation"]), verdict.name.lower()))
         if verdict not in LABELS:
             continue
@@ -140,7 +140,7 @@ def sample_table(
         continuations = [greedy[number], *drawn[number * samples : (number + 1) * samples]]
         for sample, continuation in enumerate(continuations):
             answer = answers.first_answer(continuation.text)
-            verdict = answers.judge(answer, gold, wrong)
+            verdict = answers.judge(answer, gold, wrong, question["arguable"])
             end = continuation.text.index(answer) + len(answer)
             tokens = sum(reached < end for reached in continuation.ends) + 1 if answer else 0
             cluster = clusters.setdefault(answers.normalise(answer), len(clusters))

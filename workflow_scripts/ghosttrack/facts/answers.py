@@ -48,42 +48,11 @@ TITLES = frozenset(
 NUMBERED = frozenset(("no", "nos", "op", "vol"))
 # Words that begin a sentence. A name does not go on with one of them: World War I. It began.
 STARTERS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "answer",
-        "at",
-        "but",
-        "he",
-        "her",
-        "his",
-        "how",
-        "i",
-        "in",
-        "is",
-        "it",
-        "its",
-        "on",
-        "q",
-        "question",
-        "she",
-        "that",
-        "the",
-        "their",
-        "there",
-        "these",
-        "they",
-        "this",
-        "we",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "why",
-        "you",
-    ]
+    re.findall(
+        r"\w+",
+        "a an and answer at but he her his how i in is it its on q question she that the their there "
+        "these they this we what when where which who why you",
+    )
 )
 HEDGES = (
     "or",
@@ -187,7 +156,9 @@ def _goes_on(before: str, after: str) -> bool:
     return len(word) == 1 and word.isupper() and named
 
 
-def judge(answer: str, gold: Sequence[str], others: Collection[str] = ()) -> AnswerVerdict:
+def judge(
+    answer: str, gold: Sequence[str], others: Collection[str] = (), arguable: Collection[str] = ()
+) -> AnswerVerdict:
     """Compare an answer with the accepted answers.
 
     Args:
@@ -197,6 +168,7 @@ def judge(answer: str, gold: Sequence[str], others: Collection[str] = ()) -> Ans
         others: answers to other questions of the relation. An answer with one of them and a gold
             answer is ambiguous. The longest match counts: `Guinea-Bissau` does not contain
             `Guinea`.
+        arguable: answers that are neither accepted nor wrong. An answer with one is ambiguous.
     Raises:
         ValueError: no gold answer contains a word.
     """
@@ -210,18 +182,38 @@ def judge(answer: str, gold: Sequence[str], others: Collection[str] = ()) -> Ans
         return AnswerVerdict.EMPTY
     if words in accepted:
         return AnswerVerdict.CORRECT
-    candidates = {other for name in others if (other := normalise(name))} - accepted
+    candidates = _occurring(others, answer) - accepted
+    doubtful = _occurring(arguable, answer) - accepted
+    accepted = _occurring(gold, answer)
     lettered = _is_letter(words) and any(_is_letter(name) for name in accepted)
     if ARTICLES.issuperset(words) and words not in candidates and not lettered:
         return AnswerVerdict.EMPTY
-    spans = _longest_spans(words, accepted | candidates)
+    spans = _longest_spans(words, accepted | candidates | doubtful)
     right = any(name in accepted for name in spans)
     wrong = any(name in candidates for name in spans)
+    if any(name in doubtful for name in spans):
+        return AnswerVerdict.AMBIGUOUS
     if right and (wrong or _holds(plain, DENIALS)):
         return AnswerVerdict.AMBIGUOUS
     if _hedged(plain, accepted):
         return AnswerVerdict.AMBIGUOUS
     return AnswerVerdict.CORRECT if right else AnswerVerdict.WRONG
+
+
+def _occurring(names: Iterable[str], answer: str) -> set[Words]:
+    """The names, normalised, without symbols of two letters that the answer has in no such case.
+
+    The symbol of indium is not in "It is in the table".
+    """
+    return {
+        words
+        for name in names
+        if (words := normalise(name))
+        and (
+            not re.fullmatch(r"[A-Z][A-Za-z]", name)
+            or re.search(rf"(?<!\w){re.escape(name)}(?!\w)", answer)
+        )
+    }
 
 
 def _is_letter(words: Words) -> bool:
@@ -244,7 +236,7 @@ def _holds(plain: Words, phrases: Iterable[str]) -> bool:
 
 def _longest_spans(words: Words, names: Collection[Words]) -> list[Words]:
     """Names that occur in `words`, without those inside a longer match."""
-    longest = max(map(len, names))
+    longest = max(map(len, names), default=0)
     matches = []
     for start in range(len(words)):
         for size in range(min(longest, len(words) - start), 0, -1):

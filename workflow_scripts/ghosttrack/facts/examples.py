@@ -1,7 +1,7 @@
 """The rows of examples.parquet and questions.parquet, and when two texts count as the same."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ghosttrack.facts.spans import Span
@@ -54,6 +54,7 @@ class Question(NamedTuple):
     question: str
     prompt: str  # few-shot demonstrations, then the text that the model completes
     gold: list[str]  # accepted answers, the usual one first
+    arguable: Sequence[str] = ()  # answers that are neither accepted nor wrong
     other: str = ""  # a false answer, which a remark may assert; "" without remarks
     remark: str = ""  # as in Example; a part of the prompt
     remark_answer: str = ""

@@ -481,6 +481,7 @@ def build_questions(seed: int, count: int, wordings: Sequence[str] = ()) -> "pd.
                     question=question_of(fact),
                     prompt=shots + prompt_of(fact),
                     gold=fact.gold,
+                    arguable=fact.excluded_distractors,
                     other=_false_answer(fact, pool, seed) if wordings else "",
                 )
             )

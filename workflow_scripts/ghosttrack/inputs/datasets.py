@@ -283,6 +283,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         "answer_end": pa.int64(),
         "label": pa.int64(),
         "gold": pa.list_(pa.string()),
+        "arguable": pa.list_(pa.string()),
         "prompt_ids": pa.list_(pa.int64()),
         "spans": pa.list_(
             pa.struct([("start", pa.int64()), ("end", pa.int64()), ("probability", pa.float64())])
