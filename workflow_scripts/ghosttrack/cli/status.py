@@ -92,7 +92,7 @@ def look(
         forecast.extraction(settings, waves, results),
         [forecast.training(settings, waves, results, batch) for batch in batches],
         jobs,
-        job_status.look(settings.model, jobs, queue, results),
+        job_status.look(settings.model, jobs, queue, results, waves),
         run_state.layers(settings, results),
         run_state.disk(settings.model, results),
         results,
