@@ -72,6 +72,40 @@ def test_null_clears_a_value_from_the_command_line() -> None:
     assert found.sae.learning_rate == 2e-4
 
 
+@pytest.mark.parametrize(
+    ("folder", "text", "message"),
+    [
+        ("models", "preset: laptop", r"models/m\.yaml: preset: has no effect .* preset=laptop"),
+        ("models", "model: other", r"models/m\.yaml: model: has no effect in this file"),
+        ("presets", "preset: laptop", r"presets/p\.yaml: preset: has no effect in this file"),
+        ("presets", "model_path: here", r"presets/p\.yaml: model_path: has no effect"),
+        ("presets", "per_model: [m]", r"presets/p\.yaml: per_model: expected settings by model"),
+        ("presets", "per_model: {m: 3}", r"presets/p\.yaml: per_model: expected settings by"),
+        ("models", "model: m", ""),
+        ("presets", "per_model: {m: }", ""),
+        ("presets", "per_model:", ""),
+    ],
+)
+def test_the_file_of_a_model_or_a_preset_cannot_choose_other_files(
+    tmp_path: Path, folder: str, text: str, message: str
+) -> None:
+    model = "source: {kind: random}\ndimensions: {n_layers: 2, d_model: 8}\ndatasets: [d]\n"
+    for place, name, content in [
+        ("presets", "p", ""),
+        ("models", "m", model),
+        ("datasets", "d", "{source: facts, table: cities}"),
+    ]:
+        (tmp_path / place).mkdir()
+        (tmp_path / place / f"{name}.yaml").write_text(
+            content + (f"{text}\n" if place == folder else "")
+        )
+    if message:
+        with pytest.raises(UserError, match=message):
+            load({"model": "m", "preset": "p"}, tmp_path)
+    else:
+        assert load({"model": "m", "preset": "p"}, tmp_path)["m"].preset == "p"
+
+
 def test_an_unknown_key_in_a_model_file_is_refused_with_the_file(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "m.yaml").write_text("sae: {d_sea: 2}")

@@ -70,8 +70,7 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
     layers: list[tuple[str, dict[str, Any]]] = []
     if preset := given.get("preset"):
         origin, values = _read_choice(root / "presets", str(preset), "preset")
-        for_model = values.pop("per_model", {}).get(given["model"], {})
-        layers += [(origin, values), (origin, for_model)]
+        layers += [(origin, values), (origin, _for_model(values, given["model"], origin))]
     name = given["model"]
     if given.get("model_path") and (root / "models" / f"{name}.yaml").exists():
         raise UserError(
@@ -90,6 +89,8 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
     for origin, values in layers:
         if unknown := _unknown_in(values, Settings, ""):
             raise UserError(unknown if origin == "config" else f"{origin}: {unknown}")
+        if origin not in ("config", "model_path"):
+            _refuse_choices(values, name, origin)
         _merge(merged, values)
     try:
         settings = Settings.model_validate(merged)
@@ -98,6 +99,32 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
     for dataset in settings.datasets:
         load_dataset(dataset, root)
     return settings
+
+
+def _for_model(preset: dict[str, Any], model: str, origin: str) -> dict[str, Any]:
+    """Remove `per_model` from a preset and return the settings in it for `model`."""
+    for_models = preset.pop("per_model", None) or {}
+    chosen = (for_models.get(model) or {}) if isinstance(for_models, dict) else None
+    if not isinstance(chosen, dict):
+        raise UserError(
+            f"{origin}: per_model: expected settings by model, as in per_model: {{{model}: "
+            "{seed: 1}}"
+        )
+    return chosen
+
+
+def _refuse_choices(values: Mapping[str, Any], model: str, origin: str) -> None:
+    """Refuse a choice of files in the file of a model or a preset: only the run's own is read.
+
+    Raises:
+        UserError: with the key and the remedy.
+    """
+    for key in ("model", "preset", "model_path"):
+        if values.get(key) not in (None, model if key == "model" else None):
+            raise UserError(
+                f"{origin}: {key}: has no effect in this file; write it in config/config.yaml or "
+                f"after --config, as in {key}={values[key]}"
+            )
 
 
 def load_dataset(name: str, root: Path) -> DatasetSettings:
