@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from ghosttrack.cli import manual
 from ghosttrack.errors import UserError
-from ghosttrack.planning import plan
+from ghosttrack.planning import configuration, plan
 from ghosttrack.planning.configuration import RENAMED, RENAMED_VALUES, load, load_dataset
 from ghosttrack.settings import DatasetSettings, Settings, names, section_type
 from tests.conftest import ROOT
@@ -57,6 +58,47 @@ def test_the_command_line_beats_the_model_file_which_beats_the_preset(tmp_path: 
 def test_text_from_the_command_line_is_read_as_yaml() -> None:
     found = one(seed="7", sae="{k: 32, learning_rate: 1e-4}", activations="{layers: [1, 2]}")
     assert (found.seed, found.sae.k, found.sae.learning_rate, found.layers) == (7, 32, 1e-4, [1, 2])
+
+
+def test_numbers_in_lists_from_the_command_line_are_read_as_yaml() -> None:
+    # Snakemake passes lists with text as leaves.
+    found = one(
+        tuning={"coast": ["0", "1"], "activation_weight": ["1e-5"], "links": ["identity"]},
+        sweep={"layers": ["10"], "seeds": ["7"]},
+    )
+    assert (found.tuning.coast, found.tuning.activation_weight) == ([0, 1], [1e-5])
+    assert (found.sweep.layers, found.sweep.seeds) == ([10], [7])
+    with pytest.raises(UserError, match=r"gate_quantile\.0: nan is not valid.* a finite number"):
+        one(tuning={"gate_quantile": [".nan"]})
+
+
+@pytest.mark.parametrize("text", ["010", "-07", "00", "1:30", "1:30.5", "+1:0:0"])
+def test_a_number_to_the_base_8_or_60_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=f"({re.escape(text)}) is not a decimal number"):
+        one(sae={"learning_rate": text})
+    with pytest.raises(UserError, match=r"sweep\.seeds: .* is not a decimal number"):
+        one(sweep={"seeds": [text]})
+    (tmp_path / "config.yaml").write_text(f"seed: 1\nsae: {{k: {text}}}\n")
+    with pytest.raises(UserError, match=r"is not a decimal number.*\(line 2, column 10\)"):
+        configuration.read_yaml(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("text", ["0", "0.05", "1e-3", "-0.5", "0x1f", "1_000", "10:70", "'010'"])
+def test_other_numbers_and_text_are_read(text: str) -> None:
+    assert configuration.parse_yaml(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("value", ["yes", "true", True])
+def test_a_truth_value_is_no_number(value: object) -> None:
+    for section, key, given in [
+        ("sae", "k", value),
+        ("sae", "learning_rate", value),
+        ("sweep", "seeds", [value]),
+        ("activations", "layers", [value]),
+    ]:
+        with pytest.raises(UserError, match=f"{section}.{key}: .* not a truth value"):
+            one(**{section: {key: given}})
+    assert one(strict=value).strict
 
 
 def test_null_clears_a_value_from_the_command_line() -> None:
