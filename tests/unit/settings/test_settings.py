@@ -101,6 +101,12 @@ def test_a_truth_value_is_no_number(value: object) -> None:
     assert one(strict=value).strict
 
 
+def test_an_ensemble_of_no_detectors_is_refused() -> None:
+    with pytest.raises(UserError, match=r"detection\.detectors: the ensemble is the mean of the"):
+        one(detection={"detectors": ["ensemble"]})
+    one(detection={"detectors": ["ensemble", "logistic"]})
+
+
 def test_null_clears_a_value_from_the_command_line() -> None:
     # Snakemake passes nested values with text as leaves.
     found = one(
