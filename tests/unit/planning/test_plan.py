@@ -172,6 +172,22 @@ def test_the_error_of_a_budget_below_one_layer_gives_a_sufficient_budget() -> No
         )
 
 
+@pytest.mark.parametrize("budget", [1e-5, 0.02, 3])
+@pytest.mark.parametrize("tokens", [100, 300_000])
+@pytest.mark.parametrize("dictionaries", ["independent", "shared"])
+def test_the_budget_that_an_error_names_is_enough(
+    budget: float, tokens: int, dictionaries: str
+) -> None:
+    chosen = partial(
+        settings, model="gpt2-small", corpus={"tokens": tokens}, sae={"dictionaries": dictionaries}
+    )
+    try:
+        plan.waves(chosen(activations={"disk_budget_gb": budget}))
+    except UserError as error:
+        named = str(error).partition("at least ")[2].split(",")[0]
+        plan.waves(chosen(activations={"disk_budget_gb": float(named)}))
+
+
 def test_other_weights_for_a_model_with_results_are_refused(tmp_path: Path) -> None:
     small = settings(model="gpt2-small")
     manifest = tmp_path / "gpt2-small" / "model" / "source.json"

@@ -116,8 +116,8 @@ def waves(settings: Settings) -> list[list[int]]:
     if (first := settings.warm_start_layer) is not None:
         layers = [first, *(layer for layer in layers if layer != first)]
     layer, heldout = layer_bytes(settings), heldout_bytes(settings)
-    most = int((budget * 1e9 - heldout) // layer)
-    if most < 1:
+    most = max(0, int((budget * 1e9 - heldout) // layer))
+    if most < 1 and not settings.sae.shared:
         least = (
             math.ceil((layer + heldout) / 1e8) / 10
             if layer + heldout > 1e8
