@@ -36,7 +36,8 @@ def memory_run_at(model, _second):
     }
     known = data_sizes.model_numbers(settings, results)
     gpu = data_sizes.uses_gpu(settings, on_cluster())
-    return memory.Run(settings, dictionary_size(model), texts, *known, gpu)
+    size = max(dictionary_size(model), data_sizes.fetched_width(settings, results))
+    return memory.Run(settings, size, texts, *known, gpu)
 
 
 @cache

@@ -236,6 +236,9 @@ def test_a_wrong_setting_ends_with_one_line_and_code_2(
             "activations={layers: [1, 3], disk_budget_gb: null}",
         ],
         ["model=gpt2-small", "corpus={source: embedded}", "preset=seed", "model_path="],
+        ["seed=010", "strict=false"],
+        ["seed=1e3", 'model="tiny-gpt2"'],
+        ["seed=1_000", "model='gpt2-small'"],
     ],
 )
 def test_config_words_are_read_as_snakemake_reads_them(words: list[str]) -> None:

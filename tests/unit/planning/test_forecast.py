@@ -2,12 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ghosttrack.planning import data_sizes, forecast, plan, roofline
 from ghosttrack.planning.configuration import load, load_dataset
-from ghosttrack.runtime import files
+from ghosttrack.runtime import files, records
 from ghosttrack.settings import DatasetSettings, Settings
 from tests.conftest import ROOT
 
@@ -257,3 +258,66 @@ def test_measured_times_replace_those_of_a_wave_that_writing_limits(tmp_path: Pa
     assert after.rate.slower == pytest.approx(1 / 3)
     assert after.hours == pytest.approx(before.hours / 3)
     assert after.rate.jobs == 2
+
+
+WARM = {"dictionaries": "warm_start", "warm_start_epochs": 5, "warm_start_layer": 2}
+
+
+def test_layers_with_a_warm_start_train_for_their_epochs_after_the_first(tmp_path: Path) -> None:
+    medium = settings(model="gpt2-medium", plan=FAST, sae=WARM)
+    waves = [[0, 1, 2, 3, 4, 5], [*range(6, 24)]]
+    whole, short = (10_000_384 * epochs // 4096 for epochs in (20, 5))
+    training = forecast.training(medium, waves, tmp_path)
+    second = training.bound.seconds / 3600
+    assert training.steps == whole
+    assert training.effort.gpu_hours == pytest.approx((whole + 23 * short) * second)
+    # Four accelerators: the first layer alone, the other five in two rounds, the rest in five.
+    assert training.effort.hours == pytest.approx((whole + 7 * short) * second)
+    # Jobs that took as long as assumed leave the hours as they were.
+    folder = tmp_path / "gpt2-medium" / "benchmarks" / "train_sae"
+    for layer, steps in ((2, whole), (3, short), (4, short)):
+        benchmark(folder / f"layer_{layer:02d}.tsv", f"{steps * training.bound.seconds}")
+    measured = forecast.training(medium, waves, tmp_path).effort
+    assert measured.rate.jobs == 3
+    assert measured.gpu_hours == pytest.approx(training.effort.gpu_hours)
+
+
+def test_one_job_that_trains_all_layers_is_measured(tmp_path: Path) -> None:
+    shared = settings(model="gpt2-medium", plan=FAST, sae={"dictionaries": "shared"})
+    waves = [shared.layers]
+    before = forecast.training(shared, waves, tmp_path).effort
+    benchmark(tmp_path / "gpt2-medium/benchmarks/train_sae/layer_03.tsv", "7")
+    benchmark(
+        tmp_path / "gpt2-medium/benchmarks/train_shared_sae.tsv", f"{before.hours * 3600 * 2}"
+    )
+    after = forecast.training(shared, waves, tmp_path).effort
+    assert (after.rate.jobs, after.rate.slower) == (1, pytest.approx(2))
+    assert after.hours == pytest.approx(2 * before.hours)
+
+
+@pytest.mark.parametrize(
+    ("inside", "params", "measured"),
+    [
+        ("saes/layer_03/sae_weights.safetensors", {"sae": {"epochs": 20, "k": 64}}, (1, 1)),
+        ("saes/layer_03/sae_weights.safetensors", {"sae": {"epochs": 2}}, (1, 0)),
+        ("corpus/train.json", {"corpus": {"tokens": 5000, "source": "a"}}, (1, 0)),
+        ("corpus/train.json", {"corpus": {"tokens": 10_000_000, "source": "a"}}, (1, 1)),
+        ("activations/layer_00/shard_0000.json", {"contexts_per_shard": 7}, (0, 1)),
+        ("activations/layer_00/shard_0000.json", {"contexts_per_shard": 2048}, (1, 1)),
+    ],
+)
+def test_jobs_with_other_settings_are_not_measured(
+    tmp_path: Path, inside: str, params: dict[str, Any], measured: tuple[int, int]
+) -> None:
+    medium = settings(model="gpt2-medium", plan=FAST)
+    waves = plan.waves(medium)
+    home = tmp_path / "results" / "gpt2-medium"
+    benchmark(home / "benchmarks/extract_activations/layers_00_to_03_shard_0000.tsv", "100")
+    benchmark(home / "benchmarks/train_sae/layer_03.tsv", "100")
+    (home / inside).parent.mkdir(parents=True)
+    (home / inside).write_text("{}")
+    os.utime(home / inside, (0, 0))
+    records.write("a_rule", records.Description(params, {}), {}, [str(home / inside)])
+    extraction = forecast.extraction(medium, waves, tmp_path / "results")
+    training = forecast.training(medium, waves, tmp_path / "results")
+    assert (extraction.rate.jobs, training.effort.rate.jobs) == measured

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ghosttrack.cli import status
-from ghosttrack.planning import job_status, plan
+from ghosttrack.planning import job_status, plan, run_state
 from ghosttrack.planning.configuration import load, load_dataset
 from ghosttrack.planning.run_state import Job
 from ghosttrack.planning.slurm import SlurmJob
@@ -179,3 +179,50 @@ def test_status_shows_every_state_and_the_layers(tmp_path: Path) -> None:
     jobs = {each["name"]: each for each in status.as_json(found)["jobs"]}
     assert jobs["layer_01"]["progress"]["rate"] == 1234.5
     assert jobs["layer_03"]["state"] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("phase", "rule", "wildcards", "name"),
+    [
+        (
+            "extract_activations",
+            "extract_activations_tiny_gpt2_wave_01",
+            "0002",
+            "layers_02_to_03_shard_0002",
+        ),
+        (
+            "fit_detector_class",
+            "fit_detector_class",
+            "tiny-gpt2_mine_us_cities.v2",
+            "mine.us_cities.v2",
+        ),
+    ],
+)
+def test_a_job_whose_log_has_another_name_than_its_slurm_job_runs(
+    tmp_path: Path, phase: str, rule: str, wildcards: str, name: str
+) -> None:
+    write_log(tmp_path, f"{phase}/{name}", "12:00:00 INFO process 5 on node3, Slurm job 7")
+    jobs = [
+        Job(phase, name, False),
+        Job("extract_activations", "layers_00_to_01_shard_0002", False),
+    ]
+    queue = [queued("RUNNING", wildcards, rule)]
+    found = job_status.look("tiny-gpt2", jobs, queue, tmp_path, [[0, 1], [2, 3]])
+    assert [one.state for one in found] == ["running", "waiting"]
+
+
+def test_the_queue_names_every_job_of_a_run(tmp_path: Path) -> None:
+    """The names of `run_state.jobs`, read back from Slurm's comments of these jobs."""
+    (settings,) = load({"model": "tiny-gpt2"}, ROOT / "config").values()
+    datasets = {name: load_dataset(name, ROOT / "config") for name in settings.datasets}
+    waves = [[0, 2], [1, 3]]
+    for job in run_state.jobs(settings, waves, datasets, tmp_path):
+        rule, rest = job.phase, job.name.removeprefix("layer_")
+        wildcards = f"tiny-gpt2_{rest}" if rest else "tiny-gpt2"
+        if job.phase == "extract_activations":
+            layers, _, wildcards = job.name.partition("_shard_")
+            rule += f"_tiny_gpt2_wave_{['layers_00_to_02', 'layers_01_to_03'].index(layers):02d}"
+        (found,) = job_status.look(
+            "tiny-gpt2", [job], [queued("PENDING", wildcards, rule)], tmp_path, waves
+        )
+        assert found.state == "queued", job

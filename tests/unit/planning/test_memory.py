@@ -347,3 +347,18 @@ def test_a_machine_without_a_driver_has_no_gpu_libraries(
 ) -> None:
     monkeypatch.setattr(data_sizes, "_DRIVER", tmp_path if driver else tmp_path / "none")
     assert data_sizes.uses_gpu(settings_of(plan={"device": device}), cluster) is expected
+
+
+def test_the_width_of_saes_of_a_hub_is_known_once_they_are_fetched(tmp_path: Path) -> None:
+    (hub,) = load(
+        {"model": "tiny-gpt2", "sae": {"source": "OWNER/NAME", "revision": "a" * 40}},
+        ROOT / "config",
+    ).values()
+    assert data_sizes.fetched_width(hub, tmp_path) == 0
+    for layer, content in [(0, '{"d_sae": 512}'), (2, '{"d_sae": 16384}'), (3, "[damaged")]:
+        cfg = tmp_path / f"tiny-gpt2/saes/layer_{layer:02d}/cfg.json"
+        cfg.parent.mkdir(parents=True)
+        cfg.write_text(content)
+    assert data_sizes.fetched_width(hub, tmp_path) == 16384
+    (trained,) = load({"model": "tiny-gpt2"}, ROOT / "config").values()
+    assert data_sizes.fetched_width(trained, tmp_path) == 0

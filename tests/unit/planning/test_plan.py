@@ -14,7 +14,7 @@ from ghosttrack.errors import UserError
 from ghosttrack.inputs import saelens
 from ghosttrack.planning import plan
 from ghosttrack.planning.configuration import load
-from ghosttrack.runtime import files, progress
+from ghosttrack.runtime import files, progress, records
 from ghosttrack.settings import Settings
 from tests.conftest import ROOT
 
@@ -172,6 +172,22 @@ def test_the_error_of_a_budget_below_one_layer_gives_a_sufficient_budget() -> No
         )
 
 
+@pytest.mark.parametrize("budget", [1e-5, 0.02, 3])
+@pytest.mark.parametrize("tokens", [100, 300_000])
+@pytest.mark.parametrize("dictionaries", ["independent", "shared"])
+def test_the_budget_that_an_error_names_is_enough(
+    budget: float, tokens: int, dictionaries: str
+) -> None:
+    chosen = partial(
+        settings, model="gpt2-small", corpus={"tokens": tokens}, sae={"dictionaries": dictionaries}
+    )
+    try:
+        plan.waves(chosen(activations={"disk_budget_gb": budget}))
+    except UserError as error:
+        named = str(error).partition("at least ")[2].split(",")[0]
+        plan.waves(chosen(activations={"disk_budget_gb": float(named)}))
+
+
 def test_other_weights_for_a_model_with_results_are_refused(tmp_path: Path) -> None:
     small = settings(model="gpt2-small")
     manifest = tmp_path / "gpt2-small" / "model" / "source.json"
@@ -180,6 +196,25 @@ def test_other_weights_for_a_model_with_results_are_refused(tmp_path: Path) -> N
     files.write_json(manifest, {"kind": "directory", "id": "elsewhere", "revision": None})
     with pytest.raises(UserError, match="results/gpt2-small was made with directory elsewhere"):
         plan.check_sources({"gpt2-small": small}, tmp_path)
+
+
+def test_a_model_of_a_branch_is_the_one_that_was_fetched_at_this_branch(tmp_path: Path) -> None:
+    branch = settings(model="gpt2-small", source={"revision": "step1000"})
+    manifest = tmp_path / "results" / "gpt2-small" / "model" / "source.json"
+    about = {**branch.source.model_dump(), "revision": "a" * 40}
+    files.write_json(manifest, about)
+
+    def check(wanted: Settings) -> None:
+        plan.check_sources({"gpt2-small": wanted}, tmp_path / "results")
+
+    check(branch)  # the job was killed before it wrote its record, and runs again
+    fetched = records.Description({"source": branch.source.model_dump()}, {})
+    records.write("fetch_model", fetched, {}, [str(manifest)])
+    check(branch)
+    check(settings(model="gpt2-small", source={"revision": "a" * 40}))
+    for other in ("step2000", "b" * 40):
+        with pytest.raises(UserError, match=f"but hub gpt2 {other} has other weights"):
+            check(settings(model="gpt2-small", source={"revision": other}))
 
 
 MODEL_64 = {"num_hidden_layers": 4, "hidden_size": 64, "max_position_embeddings": 64}

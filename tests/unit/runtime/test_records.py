@@ -454,8 +454,13 @@ def test_an_edited_file_of_a_run_is_named_with_the_command_that_makes_it_again(r
 def test_a_run_that_was_changed_and_not_finished_is_refused() -> None:
     finish(chain())
     made(chain(k=8)[1], b"other")
-    with pytest.raises(UserError, match=r"metrics.csv was made from another version of .*layer_02"):
-        records.check_run(Path("results/m"), [Path(TABLE)])
+    shutil.copytree("results/m", "kept/old")
+    for run in ("results/m", "kept/old"):  # also a copy with another name
+        table = Path(run) / "evaluation" / "metrics.csv"
+        with pytest.raises(
+            UserError, match=rf"{run}/.*metrics.csv was made from another version of .*layer_02"
+        ):
+            records.check_run(Path(run), [table])
     made(chain(k=8)[2])
     records.check_run(Path("results/m"), [Path(TABLE)])
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from ghosttrack.cli import manual
 from ghosttrack.errors import UserError
-from ghosttrack.planning import plan
+from ghosttrack.planning import configuration, plan
 from ghosttrack.planning.configuration import RENAMED, RENAMED_VALUES, load, load_dataset
 from ghosttrack.settings import DatasetSettings, Settings, names, section_type
 from tests.conftest import ROOT
@@ -59,6 +60,53 @@ def test_text_from_the_command_line_is_read_as_yaml() -> None:
     assert (found.seed, found.sae.k, found.sae.learning_rate, found.layers) == (7, 32, 1e-4, [1, 2])
 
 
+def test_numbers_in_lists_from_the_command_line_are_read_as_yaml() -> None:
+    # Snakemake passes lists with text as leaves.
+    found = one(
+        tuning={"coast": ["0", "1"], "activation_weight": ["1e-5"], "links": ["identity"]},
+        sweep={"layers": ["10"], "seeds": ["7"]},
+    )
+    assert (found.tuning.coast, found.tuning.activation_weight) == ([0, 1], [1e-5])
+    assert (found.sweep.layers, found.sweep.seeds) == ([10], [7])
+    with pytest.raises(UserError, match=r"gate_quantile\.0: nan is not valid.* a finite number"):
+        one(tuning={"gate_quantile": [".nan"]})
+
+
+@pytest.mark.parametrize("text", ["010", "-07", "00", "1:30", "1:30.5", "+1:0:0"])
+def test_a_number_to_the_base_8_or_60_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=f"({re.escape(text)}) is not a decimal number"):
+        one(sae={"learning_rate": text})
+    with pytest.raises(UserError, match=r"sweep\.seeds: .* is not a decimal number"):
+        one(sweep={"seeds": [text]})
+    (tmp_path / "config.yaml").write_text(f"seed: 1\nsae: {{k: {text}}}\n")
+    with pytest.raises(UserError, match=r"is not a decimal number.*\(line 2, column 10\)"):
+        configuration.read_yaml(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("text", ["0", "0.05", "1e-3", "-0.5", "0x1f", "1_000", "10:70", "'010'"])
+def test_other_numbers_and_text_are_read(text: str) -> None:
+    assert configuration.parse_yaml(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("value", ["yes", "true", True])
+def test_a_truth_value_is_no_number(value: object) -> None:
+    for section, key, given in [
+        ("sae", "k", value),
+        ("sae", "learning_rate", value),
+        ("sweep", "seeds", [value]),
+        ("activations", "layers", [value]),
+    ]:
+        with pytest.raises(UserError, match=f"{section}.{key}: .* not a truth value"):
+            one(**{section: {key: given}})
+    assert one(strict=value).strict
+
+
+def test_an_ensemble_of_no_detectors_is_refused() -> None:
+    with pytest.raises(UserError, match=r"detection\.detectors: the ensemble is the mean of the"):
+        one(detection={"detectors": ["ensemble"]})
+    one(detection={"detectors": ["ensemble", "logistic"]})
+
+
 def test_null_clears_a_value_from_the_command_line() -> None:
     # Snakemake passes nested values with text as leaves.
     found = one(
@@ -70,6 +118,40 @@ def test_null_clears_a_value_from_the_command_line() -> None:
     assert found.activations.disk_budget_gb is None
     assert found.preset is None
     assert found.sae.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("folder", "text", "message"),
+    [
+        ("models", "preset: laptop", r"models/m\.yaml: preset: has no effect .* preset=laptop"),
+        ("models", "model: other", r"models/m\.yaml: model: has no effect in this file"),
+        ("presets", "preset: laptop", r"presets/p\.yaml: preset: has no effect in this file"),
+        ("presets", "model_path: here", r"presets/p\.yaml: model_path: has no effect"),
+        ("presets", "per_model: [m]", r"presets/p\.yaml: per_model: expected settings by model"),
+        ("presets", "per_model: {m: 3}", r"presets/p\.yaml: per_model: expected settings by"),
+        ("models", "model: m", ""),
+        ("presets", "per_model: {m: }", ""),
+        ("presets", "per_model:", ""),
+    ],
+)
+def test_the_file_of_a_model_or_a_preset_cannot_choose_other_files(
+    tmp_path: Path, folder: str, text: str, message: str
+) -> None:
+    model = "source: {kind: random}\ndimensions: {n_layers: 2, d_model: 8}\ndatasets: [d]\n"
+    for place, name, content in [
+        ("presets", "p", ""),
+        ("models", "m", model),
+        ("datasets", "d", "{source: facts, table: cities}"),
+    ]:
+        (tmp_path / place).mkdir()
+        (tmp_path / place / f"{name}.yaml").write_text(
+            content + (f"{text}\n" if place == folder else "")
+        )
+    if message:
+        with pytest.raises(UserError, match=message):
+            load({"model": "m", "preset": "p"}, tmp_path)
+    else:
+        assert load({"model": "m", "preset": "p"}, tmp_path)["m"].preset == "p"
 
 
 def test_an_unknown_key_in_a_model_file_is_refused_with_the_file(tmp_path: Path) -> None:

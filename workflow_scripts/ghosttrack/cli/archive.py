@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ghosttrack.cli import crate
-from ghosttrack.cli.status import HOME, datasets_of, read_config
+from ghosttrack.cli.status import HOME, datasets_of, read_config, read_value
 from ghosttrack.errors import UserError
 from ghosttrack.planning import plan, run_state
 from ghosttrack.planning.configuration import load
@@ -46,7 +46,9 @@ def archive(run: Path, out: Path, words: Sequence[str], *, weights: bool = False
         )
     if out.suffix != ".zip" or not out.parent.is_dir():
         raise UserError(f"--out: {out} is no .zip file in an existing folder; name such a file")
-    house, given = home.parents[1], [*words, f"model={home.name}"]
+    # In quotation marks where Snakemake would read a number.
+    name = home.name if home.name == read_value(home.name) else f'"{home.name}"'
+    house, given = home.parents[1], [*words, f"model={name}"]
     config = read_config(house / "config" / "config.yaml", given)
     (settings,) = load(config, HOME / "config").values()
     datasets = datasets_of(settings)

@@ -5,6 +5,7 @@ Slurm, if there is one. It takes no lock and writes nothing, so it works beside 
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,7 +93,7 @@ def look(
         forecast.extraction(settings, waves, results),
         [forecast.training(settings, waves, results, batch) for batch in batches],
         jobs,
-        job_status.look(settings.model, jobs, queue, results),
+        job_status.look(settings.model, jobs, queue, results, waves),
         run_state.layers(settings, results),
         run_state.disk(settings.model, results),
         results,
@@ -398,20 +399,24 @@ def read_config(path: Path, given: list[str]) -> dict[str, Any]:
                 f"--config: expected KEY=VALUE, found {word!r}; write e.g. --config "
                 f"model=gpt2-medium 'sae={{k: 32}}'"
             )
-        config = _overlaid(config, {key: _value(text)})
+        config = _overlaid(config, {key: read_value(text)})
     return config
 
 
-def _value(text: str) -> Any:
-    """A mapping or list as YAML with text leaves, any other value as text.
+def read_value(text: str) -> Any:
+    """The value of a word after --config, tried as Snakemake tries it; 010 is 10, and 1e3 a number.
 
-    `configuration.load` parses the leaves.
+    Leaves of mappings and lists stay text, which `configuration.load` parses.
     """
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(text)
+    if text in ("True", "False"):
+        return text == "True"
     try:
-        value = yaml.load(text, Loader=yaml.BaseLoader)
+        return yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError:
         return text
-    return value if isinstance(value, dict | list) else text or None
 
 
 def _overlaid(base: Any, update: Any) -> Any:

@@ -5,6 +5,7 @@ Precedence: defaults < preset < config/models/NAME.yaml < config/config.yaml and
 
 import contextlib
 import difflib
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -70,8 +71,7 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
     layers: list[tuple[str, dict[str, Any]]] = []
     if preset := given.get("preset"):
         origin, values = _read_choice(root / "presets", str(preset), "preset")
-        for_model = values.pop("per_model", {}).get(given["model"], {})
-        layers += [(origin, values), (origin, for_model)]
+        layers += [(origin, values), (origin, _for_model(values, given["model"], origin))]
     name = given["model"]
     if given.get("model_path") and (root / "models" / f"{name}.yaml").exists():
         raise UserError(
@@ -90,6 +90,8 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
     for origin, values in layers:
         if unknown := _unknown_in(values, Settings, ""):
             raise UserError(unknown if origin == "config" else f"{origin}: {unknown}")
+        if origin not in ("config", "model_path"):
+            _refuse_choices(values, name, origin)
         _merge(merged, values)
     try:
         settings = Settings.model_validate(merged)
@@ -98,6 +100,32 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
     for dataset in settings.datasets:
         load_dataset(dataset, root)
     return settings
+
+
+def _for_model(preset: dict[str, Any], model: str, origin: str) -> dict[str, Any]:
+    """Remove `per_model` from a preset and return the settings in it for `model`."""
+    for_models = preset.pop("per_model", None) or {}
+    chosen = (for_models.get(model) or {}) if isinstance(for_models, dict) else None
+    if not isinstance(chosen, dict):
+        raise UserError(
+            f"{origin}: per_model: expected settings by model, as in per_model: {{{model}: "
+            "{seed: 1}}"
+        )
+    return chosen
+
+
+def _refuse_choices(values: Mapping[str, Any], model: str, origin: str) -> None:
+    """Refuse a choice of files in the file of a model or a preset: only the run's own is read.
+
+    Raises:
+        UserError: with the key and the remedy.
+    """
+    for key in ("model", "preset", "model_path"):
+        if values.get(key) not in (None, model if key == "model" else None):
+            raise UserError(
+                f"{origin}: {key}: has no effect in this file; write it in config/config.yaml or "
+                f"after --config, as in {key}={values[key]}"
+            )
 
 
 def load_dataset(name: str, root: Path) -> DatasetSettings:
@@ -163,8 +191,24 @@ def _read_choice(
     return str(path), read_yaml(path)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that occurs twice in a mapping; PyYAML silently keeps the last one."""
+# Whole numbers that YAML 1.1 reads to the base 8 or 60: 010 is 8, and 1:30 is 90.
+_NOT_DECIMAL = re.compile(r"[-+]?(0[0-7_]+|[0-9_.]+:[0-9_.:]*)")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses what PyYAML reads silently: a key that occurs twice, and numbers to the base 8 or 60."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        if number and _NOT_DECIMAL.fullmatch(node.value):
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"{node.value} is not a decimal number; write 0 only before a point, and text in "
+                "quotation marks",
+                node.start_mark,
+            )
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -179,8 +223,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """The content of YAML text; a key that occurs twice raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_UniqueKeyLoader)
+    """The content of YAML text; a key that occurs twice, or a number like 010, raises YAMLError."""
+    return yaml.load(text, Loader=_StrictLoader)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -264,6 +308,8 @@ def _lenient(key: str, value: Any) -> Any:
         return {name: _lenient(f"{key}.{name}", inner) for name, inner in value.items()}
     if isinstance(value, str) and _is_text(key):
         return None if value in _NULL else value
+    if isinstance(value, list) and _has_numbers(key):
+        return [_lenient(key, item) for item in value]
     if isinstance(value, str):
         try:
             return parse_yaml(value)
@@ -277,19 +323,38 @@ def _lenient(key: str, value: Any) -> Any:
 
 def _is_text(key: str) -> bool:
     """Whether the value of a settings key, such as `corpus.source`, is text."""
+    annotation = _annotation(key)
+    if annotation is None or typing.get_origin(annotation) is list:
+        return False
+    kinds = [annotation, *typing.get_args(annotation)]
+    return any(
+        kind is str or (typing.get_origin(kind) is typing.Annotated and kind.__origin__ is str)
+        for kind in kinds
+    )
+
+
+def _has_numbers(key: str) -> bool:
+    """Whether the value of a settings key, such as `sweep.k`, is or may be a list of numbers."""
+    annotation = _annotation(key)
+    lists = [
+        kind
+        for kind in (annotation, *typing.get_args(annotation))
+        if typing.get_origin(kind) is list
+    ]
+    items = [item for kind in lists for item in typing.get_args(kind)]
+    values = [value for item in items for value in typing.get_args(item) or [item]]
+    return any(value in (int, float) or isinstance(value, int) for value in values)
+
+
+def _annotation(key: str) -> Any:
+    """The type of the value of a settings key; None for an unknown key."""
     *sections, name = key.split(".")
     section: type[BaseModel] | None = Settings
     for part in sections:
         field = section.model_fields.get(part) if section else None
         section = section_type(field.annotation) if field else None
     field = section.model_fields.get(name) if section else None
-    if field is None or typing.get_origin(field.annotation) is list:
-        return False
-    kinds = [field.annotation, *typing.get_args(field.annotation)]
-    return any(
-        kind is str or (typing.get_origin(kind) is typing.Annotated and kind.__origin__ is str)
-        for kind in kinds
-    )
+    return field.annotation if field else None
 
 
 def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:

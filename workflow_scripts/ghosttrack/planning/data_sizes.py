@@ -3,6 +3,7 @@
 The Snakefile imports this module: it must not import numpy, torch, zarr or pandas.
 """
 
+import contextlib
 import csv
 import json
 import math
@@ -149,6 +150,18 @@ def _rows(path: Path) -> int:
 @cache
 def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n")
+
+
+def fetched_width(settings: Settings, results: Path) -> int:
+    """Most features of a pretrained SAE of a hub that is fetched already; 0 if there is none."""
+    if settings.sae.trained or settings.sae.local:
+        return 0
+    paths = RunPaths(results / settings.model)
+    widths = [0]
+    for layer in settings.layers:
+        with contextlib.suppress(UserError, OSError, KeyError, TypeError, ValueError):
+            widths.append(int(files.read_json(paths.sae(layer) / "cfg.json")["d_sae"]))
+    return max(widths)
 
 
 class ModelNumbers(NamedTuple):

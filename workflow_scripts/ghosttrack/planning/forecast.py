@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ghosttrack.planning import data_sizes, memory, plan, roofline
+from ghosttrack.runtime import records
 from ghosttrack.runtime.run_paths import layer_name
 from ghosttrack.settings import DatasetSettings, SaeSettings, Settings
 
@@ -143,25 +144,65 @@ def training(
     """Expected time of training all SAEs; those of a wave train in parallel.
 
     Before a job is measured, the time of a step is that of its slowest part. A measured time is used
-    only for the batch size in the settings.
+    only for the batch size in the settings, and only if the job had the settings of now.
 
     Args:
         batch: another batch size than that in the settings.
     """
     chosen = settings.sae.model_copy(update={"batch": batch or settings.sae.batch})
-    steps = settings.contexts * settings.corpus.context * chosen.epochs // chosen.batch
+    rows = settings.contexts * settings.corpus.context
+    steps = rows * chosen.epochs // chosen.batch
     step, bound = step_bound(settings, chosen)
-    benchmarks = results / settings.model / "benchmarks" / "train_sae"
-    jobs = (
-        (steps * bound.seconds, benchmarks / f"{layer_name(layer)}.tsv")
-        for layer in settings.layers
-    )
-    rate = _rate(step.operations, bound.seconds, _slower(jobs if chosen == settings.sae else ()))
-    hours = steps * bound.seconds * rate.slower / 3600
-    total = hours * sum(map(len, waves))
-    rounds = plan.training_rounds(waves, settings.plan.gpus)
-    wall = total if settings.sae.shared else hours * rounds
+    layer_steps = {
+        layer: rows * _epochs(settings, layer) // chosen.batch for layer in settings.layers
+    }
+    assumed = {layer: layer_steps[layer] * bound.seconds for layer in settings.layers}
+    measured = _finished_training(settings, assumed, results) if chosen == settings.sae else ()
+    rate = _rate(step.operations, bound.seconds, _slower(measured))
+    total = sum(assumed[layer] for layers in waves for layer in layers) * rate.slower / 3600
+    if settings.sae.shared:
+        return Training(chosen.batch, steps, step, Effort(total, total, rate, bound))
+    wall = sum(_rounds(settings, layers, assumed) for layers in waves) * rate.slower / 3600
     return Training(chosen.batch, steps, step, Effort(wall, total, rate, bound))
+
+
+def _epochs(settings: Settings, layer: int) -> int:
+    """Epochs of a layer's SAE: those that begin with another layer's may have fewer."""
+    if settings.warm_start_layer in (None, layer):
+        return settings.sae.epochs
+    return settings.sae.warm_start_epochs or settings.sae.epochs
+
+
+def _rounds(settings: Settings, layers: Sequence[int], seconds: Mapping[int, float]) -> float:
+    """Time of a wave's training on `plan.gpus` accelerators; the warm-start layer trains first."""
+    first = [layer for layer in layers if layer == settings.warm_start_layer]
+    others = [layer for layer in layers if layer not in first]
+    rounds = -(-len(others) // settings.plan.gpus)
+    return sum(seconds[layer] for layer in first) + rounds * max(
+        (seconds[layer] for layer in others), default=0.0
+    )
+
+
+def _finished_training(
+    settings: Settings, assumed: Mapping[int, float], results: Path
+) -> Iterator[tuple[float, Path]]:
+    """Assumed seconds and benchmark of every finished job with the settings and the corpus of now."""
+    home = results / settings.model
+    corpus = settings.corpus.model_dump(include={"tokens", "context"})
+    if not _made_with(home, "corpus/train.json", {"corpus": corpus}):
+        return
+    for layer in settings.layers:
+        weights = f"saes/{layer_name(layer)}/sae_weights.safetensors"
+        if not _made_with(home, weights, {"sae": settings.sae.model_dump(mode="json")}):
+            continue
+        path = home / "benchmarks" / "train_sae" / f"{layer_name(layer)}.tsv"
+        seconds = assumed[layer]
+        if settings.sae.shared:  # one job trains all layers
+            path, seconds = home / "benchmarks" / "train_shared_sae.tsv", sum(assumed.values())
+        if path.exists() and not _is_older(path, home / "corpus" / "train.json"):
+            yield seconds, path
+        if settings.sae.shared:
+            return
 
 
 def step_bound(settings: Settings, sae: SaeSettings) -> tuple[roofline.Step, roofline.Bound]:
@@ -189,6 +230,11 @@ def _finished_extraction(settings: Settings, results: Path) -> Iterator[tuple[fl
             not match
             or int(match["shard"]) >= settings.shards
             or _is_older(path, home / "corpus" / "train.json")
+            or not _made_with(
+                home,
+                f"activations/{layer_name(int(match['lowest']))}/shard_{match['shard']}.json",
+                {"contexts_per_shard": settings.contexts_per_shard},
+            )
         ):
             continue
         first = int(match["shard"]) * settings.contexts_per_shard
@@ -197,6 +243,20 @@ def _finished_extraction(settings: Settings, results: Path) -> Iterator[tuple[fl
         layers = sum(lowest <= layer <= highest for layer in settings.layers)
         bound = token_bound(settings, highest + 1, max(layers, 1))
         yield contexts * settings.corpus.context * bound.seconds, path
+
+
+def _made_with(home: Path, inside: str, now: Mapping[str, Any]) -> bool:
+    """Whether the record of a file has the settings `now`, as far as it has them at all."""
+    record = records.read_of_run(home, inside)
+    made = record.params if record else {}
+    for key in now.keys() & made.keys():
+        before, wanted = made[key], now[key]
+        if isinstance(before, Mapping) and isinstance(wanted, Mapping):
+            before = {name: value for name, value in before.items() if name in wanted}
+            wanted = {name: value for name, value in wanted.items() if name in before}
+        if before != wanted:
+            return False
+    return True
 
 
 def _is_older(benchmark: Path, corpus: Path) -> bool:

@@ -59,17 +59,39 @@ class _Start(NamedTuple):
 
 
 def look(
-    model: str, jobs: Iterable[Job], queue: Sequence[SlurmJob], results: Path
+    model: str,
+    jobs: Iterable[Job],
+    queue: Sequence[SlurmJob],
+    results: Path,
+    waves: Sequence[Sequence[int]] = (),
 ) -> list[Activity]:
-    """Current state of every job, in the order of `jobs`; `queue`: Slurm jobs of this folder."""
+    """Current state of every job, in the order of `jobs`.
+
+    Args:
+        model: name of the model.
+        jobs: of its run.
+        queue: Slurm jobs of this folder.
+        results: folder of all results.
+        waves: layers of each wave of extraction.
+    """
     logs, queued = results / model / "logs", by_job(model, queue)
+    passes = {plan.pass_name(layers): f"wave_{wave:02d}" for wave, layers in enumerate(waves)}
     return [
-        _activity(job, queued.get((job.phase, job.name)), logs / _log_name(job)) for job in jobs
+        _activity(job, queued.get((job.phase, _queued_name(job, passes))), logs / _log_name(job))
+        for job in jobs
     ]
 
 
+def _queued_name(job: Job, passes: Mapping[str, str]) -> str:
+    """Name of a job as `by_job` reads it: Slurm knows the number of a wave and the wildcards."""
+    if job.phase == "extract_activations":
+        layers, _, shard = job.name.partition("_shard_")
+        return f"{passes.get(layers, layers)}_shard_{shard}"
+    return job.name.replace(".", "_", 1) if job.phase == "fit_detector_class" else job.name
+
+
 def by_job(model: str, queue: Iterable[SlurmJob]) -> dict[tuple[str, str], SlurmJob]:
-    """Slurm jobs of `model` by phase and name, as in `run_state.Job`."""
+    """Slurm jobs of `model` by phase and name, as in `run_state.Job` but for `_queued_name`."""
     jobs = {}
     tag = plan.rule_names([model])[model]
     for job in queue:

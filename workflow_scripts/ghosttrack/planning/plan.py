@@ -45,6 +45,8 @@ NORM_BYTES, RECORD_BYTES = 4, 2000
 # Metadata of zarr, Snakemake's timestamp and the manifest: 3 to 4 kB, up to four times as much on
 # disk, because file systems allocate whole blocks.
 STORE_EXTRA_BYTES = 16_000
+# A commit of the hub, or the digest of a wheel's weights: it names one content for ever.
+_WHOLE_REVISION = re.compile(r"[0-9a-f]{40}|sha256:[0-9a-f]{64}")
 
 
 def store_bytes(rows: int, d_model: int, storage: str, context: int) -> int:
@@ -114,8 +116,8 @@ def waves(settings: Settings) -> list[list[int]]:
     if (first := settings.warm_start_layer) is not None:
         layers = [first, *(layer for layer in layers if layer != first)]
     layer, heldout = layer_bytes(settings), heldout_bytes(settings)
-    most = int((budget * 1e9 - heldout) // layer)
-    if most < 1:
+    most = max(0, int((budget * 1e9 - heldout) // layer))
+    if most < 1 and not settings.sae.shared:
         least = (
             math.ceil((layer + heldout) / 1e8) / 10
             if layer + heldout > 1e8
@@ -380,7 +382,7 @@ def check_sources(
             _check_library_saes(wanted, results / model, own_environments)
         manifest = results / model / "model" / "source.json"
         if manifest.exists():
-            _check_weights(model, wanted, files.read_json(manifest))
+            _check_weights(model, wanted, manifest)
         _check_lengths(model, wanted, _known_limit(model, wanted, results))
 
 
@@ -455,14 +457,28 @@ def _check_lengths(model: str, wanted: Settings, limit: int) -> None:
         )
 
 
-def _check_weights(model: str, wanted: Settings, manifest: Mapping[str, str]) -> None:
-    """Check that earlier results of `model` were made with the weights in the settings."""
-    source = wanted.source
+def _is_at(asked: str | None, found: str | None, manifest: Path) -> bool:
+    """Whether a model at the commit `found` was fetched at the revision `asked`.
+
+    The hub turned a branch, a tag or a short commit into `found`. The record of the manifest has what
+    was asked then; without a record, the job that fetches the model runs again.
+    """
+    if asked in (None, found):
+        return True
+    if _WHOLE_REVISION.fullmatch(str(asked)):
+        return False
+    record = records.read(manifest)
+    return record is None or dict(record.params.get("source") or {}).get("revision") == asked
+
+
+def _check_weights(model: str, wanted: Settings, path: Path) -> None:
+    """Check that earlier results of `model`, with the manifest `path`, have the weights in the settings."""
+    source, manifest = wanted.source, files.read_json(path)
     if source.kind == "directory":
         same = manifest.get("source_sha256") == records.model_digest(Path(source.id))
     else:
         same = (manifest.get("kind"), manifest.get("id")) == (source.kind, source.id)
-        same = same and source.revision in (None, manifest.get("revision"))
+        same = same and _is_at(source.revision, manifest.get("revision"), path)
     if not same:
         raise UserError(
             f"results/{model} was made with {manifest.get('kind')} {manifest.get('id')} "

@@ -11,8 +11,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +41,8 @@ SHARED_SECONDS = 60.0
 REMEDY = (
     "Run the same command again to make it again. To keep your version, copy it elsewhere first"
 )
+# Label of an output of a run: results/MODEL/...
+_OF_A_RUN = re.compile(r"results/([^/]+)/.+")
 # Snakemake stores the date of a directory in this file.
 _STAMP = ".snakemake_timestamp"
 
@@ -282,6 +286,7 @@ def check_run(run: Path, paths: Iterable[Path]) -> None:
                 f"{run / inside} was damaged or edited since its job wrote it. To make it again, "
                 f"{remedy}. To keep your version, copy it elsewhere first"
             )
+    made_as = _name_in(filter(None, map(record_of, waiting)), name)
     seen = set[str]()
     while waiting:
         inside = waiting.pop()
@@ -289,7 +294,7 @@ def check_run(run: Path, paths: Iterable[Path]) -> None:
             continue
         seen.add(inside)
         for label, digest in record.inputs.items():
-            source = label.removeprefix(f"results/{name}/")
+            source = label.removeprefix(f"results/{made_as}/")
             if source == label:  # of another run, or a user's file
                 continue
             made_now = record_of(source)
@@ -299,6 +304,13 @@ def check_run(run: Path, paths: Iterable[Path]) -> None:
                     f"changed and is not finished. To finish it, {remedy}"
                 )
             waiting.append(source)
+
+
+def _name_in(made: Iterable[Record], folder: str) -> str:
+    """The name that a run had when its files were made: the folder of a copy may have another one."""
+    found = (_OF_A_RUN.fullmatch(label) for record in made for label in record.inputs)
+    names = Counter(match[1] for match in found if match)
+    return folder if folder in names or not names else names.most_common(1)[0][0]
 
 
 def _unequal(key: str, made: Any, asked: Any) -> dict[str, tuple[Any, Any]]:

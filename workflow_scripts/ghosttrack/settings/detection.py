@@ -1,8 +1,8 @@
 """Cross-validation, controls and detectors."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ghosttrack.settings.section import Section
 
@@ -70,3 +70,12 @@ class DetectionSettings(Section):
         ge=8,
         description="Maximum number of examples per data set; groups are kept whole. null: all.",
     )
+
+    @model_validator(mode="after")
+    def _check_ensemble(self) -> Self:
+        if set(self.detectors) == {"ensemble"}:
+            raise ValueError(
+                "detection.detectors: the ensemble is the mean of the other detectors in the list; "
+                "add one, such as logistic"
+            )
+        return self

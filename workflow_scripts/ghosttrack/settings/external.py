@@ -48,8 +48,8 @@ class DetectorClass(Section):
         ...,
         description="The class: `path/to/file.py:CLASS`, or `package.module:CLASS` for an "
         "installed package. The class has the methods `fit(examples, labels)` and "
-        "`score(examples)`. A change of the file reruns the class. A change of a file that it "
-        "imports does not.",
+        "`score(examples)`. A change of the file, or of a Python file that it imports from its "
+        "folder or package, reruns the class.",
     )
     reads: list[Reads] = Field(
         [],

@@ -1,9 +1,10 @@
 """Base class and limits of all settings sections."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 # A larger number is a typing error: no run has so many tokens, and sizes and hours are computed
 # from them.
@@ -17,6 +18,18 @@ class Section(BaseModel):
     """A group of settings: unknown keys are errors, and values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `yes` and `true` where a number is expected: Python takes them for 1."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        kinds = {annotation, *get_args(annotation)}
+        kinds |= {item for kind in kinds if get_origin(kind) is list for item in get_args(kind)}
+        given = value if isinstance(value, list) else [value]
+        if kinds & {int, float} and any(isinstance(item, bool) for item in given):
+            raise PydanticCustomError("truth_value", "input should be a number, not a truth value")
+        return value
 
 
 def numbers(value: Any, key: str) -> Iterator[tuple[str, int | float]]:
