@@ -41,11 +41,11 @@ def main(
         }
         given = {name: table for name, table in chosen.items() if (table["mode"] == "given").any()}
         if given:
-            texts = faithfulness.choose(given)
             run = detector.parent.parent
+            scorer = Scorer(run, gpu)
             table = faithfulness.measure(
-                Scorer(run, gpu),
-                texts,
+                scorer,
+                faithfulness.choose(given, length=faithfulness.tokens_of(scorer)),
                 seed,
                 evaluation.bootstrap,
                 evaluation.confidence,

@@ -579,6 +579,20 @@ def test_ablated_named_features_are_those_that_a_score_names(
     assert removed[0] != named
 
 
+@pytest.mark.parametrize(
+    ("tokens", "texts"), [(10, 70), (57, 70), (58, 68), (100, 40), (400, 16), (10_000, 16)]
+)
+def test_long_texts_for_the_test_are_fewer(tokens: int, texts: int) -> None:
+    sets = {
+        name: pd.DataFrame({"id": [f"{name}{row}" for row in range(90)], "mode": "given"})
+        for name in "ab"
+    }
+    found = faithfulness.choose(sets, length=lambda chosen: [tokens] * len(chosen))
+    assert found["dataset"].value_counts().to_dict() == {"a": texts // 2, "b": texts // 2}
+    all_texts = faithfulness.choose(sets)
+    assert set(found["id"]) <= set(all_texts["id"])
+
+
 def test_texts_for_the_test_are_chosen_in_equal_parts_without_their_scores() -> None:
     sets = {
         name: pd.DataFrame(

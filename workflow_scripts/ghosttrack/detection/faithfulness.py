@@ -1,7 +1,7 @@
 """Faithfulness of explanations: ablate features in the running model and score again."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -17,8 +17,10 @@ from ghosttrack.detection.scoring import FeatureContribution, Scorer
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.statistics import codes_of
 
-# Number of texts, about 10 tokens each, spread equally over the data sets.
+# Number of texts, spread equally over the data sets.
 TEXTS = 70
+# Long texts are fewer: tokens of all texts with their contexts, and the texts that are always taken.
+TOKENS, FEWEST = 4000, 16
 # Numbers of ablated features: as many as a report names, and more.
 COUNTS = (5, 20)
 TOP, RANDOM, STRONGEST = "named reasons", "random active features", "most active features"
@@ -36,8 +38,17 @@ class Changes(NamedTuple):
     contributions: statistics.Floats
 
 
-def choose(datasets: Mapping[str, pd.DataFrame], count: int = TEXTS) -> pd.DataFrame:
-    """Sample about `count` given texts, equally from each data set, by a hash of their ids."""
+def choose(
+    datasets: Mapping[str, pd.DataFrame],
+    count: int = TEXTS,
+    length: Callable[[pd.DataFrame], list[int]] | None = None,
+) -> pd.DataFrame:
+    """Sample about `count` given texts, equally from each data set, by a hash of their ids.
+
+    Args:
+        length: number of tokens of each text. With it, fewer texts are taken where they are long,
+            so that all have about TOKENS tokens, but not fewer than FEWEST.
+    """
     parts = []
     for name, examples in datasets.items():
         given = examples[examples["mode"] == "given"].assign(dataset=name)
@@ -45,8 +56,27 @@ def choose(datasets: Mapping[str, pd.DataFrame], count: int = TEXTS) -> pd.DataF
             range(len(given)),
             key=lambda row: hashlib.sha256(str(given["id"].iloc[row]).encode()).digest(),
         )
-        parts.append(given.iloc[sorted(order[: -(-count // len(datasets))])])
+        order = order[: -(-count // len(datasets))]
+        if length:
+            tokens = np.cumsum(length(given.iloc[order])) * len(datasets)
+            order = order[: max(-(-FEWEST // len(datasets)), int((tokens <= TOKENS).sum()))]
+        parts.append(given.iloc[sorted(order)])
     return pd.concat(parts, ignore_index=True)
+
+
+def tokens_of(scorer: Scorer) -> Callable[[pd.DataFrame], list[int]]:
+    """Function that counts the tokens of each text, those of its context included."""
+    return lambda texts: [len(each.ids) + len(each.prefix) for each in _encode(scorer, texts)]
+
+
+def _encode(scorer: Scorer, texts: pd.DataFrame) -> list[example_tokens.Encoded]:
+    return example_tokens.encode(
+        texts,
+        scorer.tokenizer,
+        scorer.limit,
+        "texts of the explanation test",
+        positions=scorer.about["positions"],
+    )
 
 
 def measure(
@@ -66,13 +96,7 @@ def measure(
     groups; agreement: fraction of texts whose log-odds changed in the direction that the ablated
     contributions predict.
     """
-    encoded = example_tokens.encode(
-        texts,
-        scorer.tokenizer,
-        scorer.limit,
-        "texts of the explanation test",
-        positions=scorer.about["positions"],
-    )
+    encoded = _encode(scorer, texts)
     before = scorer.read(encoded, _ALL)
     groups = codes_of(
         f"{name}: {group}" for name, group in zip(texts["dataset"], texts["group"], strict=True)
