@@ -1,5 +1,6 @@
 """Arms of ablations and tuning: their definition, their scores, and the choice among them."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,13 @@ def test_each_tuning_arm_changes_one_setting_to_another_value() -> None:
     assert "links_cosine" not in changes
     independent = settings(sae={"dictionaries": "independent"})
     assert "links_identity" not in arms.tuning_arms(independent)
+
+
+def test_names_of_tuning_arms_are_wildcards_of_the_rules() -> None:
+    own = settings(tuning={"activation_weight": [0.00001, 0.5]})
+    names = list(arms.tuning_arms(own))
+    assert "activation_weight_1e_05" in names
+    assert all(re.fullmatch("[a-z0-9_]+", name) for name in names)
 
 
 def test_ablations_need_the_default_variant_and_tuning_the_gated_mode() -> None:

@@ -426,3 +426,9 @@ def test_an_sae_with_a_damaged_cfg_is_not_finished_and_stops_no_plan(
     assert not plan.has_training_digest(tmp_path, "digest")
     (tmp_path / "cfg.json").write_text('{"metadata": {"training_digest": "digest"}}')
     assert plan.has_training_digest(tmp_path, "digest")
+
+
+def test_a_model_on_several_gpus_leaves_fewer_extraction_jobs_at_once() -> None:
+    two = settings(model="gpt2-medium", plan={"gpus": 4, "gpus_per_model": 2})
+    assert plan.extraction_rounds(two) == two.shards / 2
+    assert plan.extraction_busy(two) == 4

@@ -1,5 +1,6 @@
 """The arms of the ablations and of the tuning: which metrics they use and what they change."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -105,7 +106,7 @@ def tuning_arms(settings: Settings) -> dict[str, AblationArm]:
         for value in values:
             ruled_out = value == "identity" and settings.sae.dictionaries == "independent"
             if value != current[setting] and not ruled_out:
-                name = f"{setting}_{value}".replace(".", "_")
+                name = re.sub(r"[^a-z0-9_]", "_", f"{setting}_{value}")
                 arms[name] = AblationArm("tuning", columns, changes={setting: value})
     return arms | {
         name: AblationArm("tracking", columns, variant) for name, variant in NULLS.items()

@@ -146,16 +146,18 @@ def report(
         )
     yield ""
     yield f"{'confidence':>10} {'decided':>8} {'error':>6} {'95 % interval':>14}   {'before: decided':>15} {'error':>6}"
+    lowest = min(reached.decided)
     for confidence, decided in reached.decided.items():
         row = _errors(labels, reached.probability, decided, cv_groups)
-        sure = np.maximum(before, 1 - before) >= confidence
-        unsure = np.array([score.verdict.startswith(ABSTAIN) for score in scores])
-        # The detector's own abstentions were asked for at the lowest confidence.
-        earlier = _errors(labels, before, sure & ~unsure, cv_groups)
-        yield (
+        line = (
             f"{confidence:>10} {row.coverage:>8.0%} {_rate(row):>6} "
-            f"{f'{row.low:.2f} to {row.high:.2f}':>14}   {earlier.coverage:>15.0%} {_rate(earlier):>6}"
+            f"{f'{row.low:.2f} to {row.high:.2f}':>14}"
         )
+        if confidence == lowest:  # at which the detector gave its verdicts
+            verdicts = np.array([not score.verdict.startswith(ABSTAIN) for score in scores])
+            earlier = _errors(labels, before, verdicts, cv_groups)
+            line += f"   {earlier.coverage:>15.0%} {_rate(earlier):>6}"
+        yield line
     yield ""
     yield "Risk and coverage: errors among the most certain texts"
     yield f"{'coverage':>10} {'texts':>8} {'error':>6} {'95 % interval':>14}"

@@ -293,7 +293,8 @@ def _job_line(job: job_status.Activity) -> str:
     words = [f"  {job.phase} {job.name}".ljust(44), f"{job.state:<8}", where]
     if done := job.progress:
         left = f", {done.left} left" if done.left else ""
-        words.append(f"{done.done:,}/{done.total:,} {done.unit}, {done.rate:,.0f}/s{left}")
+        rate = f"{done.rate:,.0f}" if done.rate >= 10 else f"{done.rate:.1f}"
+        words.append(f"{done.done:,}/{done.total:,} {done.unit}, {rate}/s{left}")
     if gpu := job.gpu:
         words.append(
             f"GPU {gpu.utilisation:.0f} %, {gpu.memory_used / 1024:.1f} of "

@@ -213,13 +213,13 @@ def forward_passes(groups: Sequence[Sequence[int]]) -> float:
 
 
 def extraction_rounds(settings: Settings) -> int:
-    """Rounds of extraction jobs in one wave, with `plan.gpus` jobs in parallel."""
-    return -(-settings.shards // settings.plan.gpus)
+    """Rounds of extraction jobs in one wave, with as many jobs in parallel as there are GPUs for."""
+    return -(-settings.shards // max(1, settings.plan.gpus // settings.plan.gpus_per_model))
 
 
 def extraction_busy(settings: Settings) -> float:
     """Mean number of busy accelerators during extraction, if all jobs take equally long."""
-    return settings.shards / extraction_rounds(settings)
+    return settings.shards * settings.plan.gpus_per_model / extraction_rounds(settings)
 
 
 def training_busy(settings: Settings, groups: Sequence[Sequence[int]]) -> float:
