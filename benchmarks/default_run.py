@@ -34,14 +34,19 @@ def main(run: Path) -> None:
     for dataset in ("all_given", "generated"):
         title = f"{run}, {dataset}"
         found = metrics[(metrics["dataset"] == dataset) & metrics["auroc"].notna()]
-        show(title, SCORES, _cells(found, SCORES), "scores")
-        show(title, CLAIMS, _cells(ledger[ledger["dataset"] == dataset], CLAIMS), "claims")
+        show(title, SCORES, cells(found, SCORES), "scores")
+        show(title, CLAIMS, cells(ledger[ledger["dataset"] == dataset], CLAIMS), "claims")
     qualities = {
         folder.name: json.loads((folder / "quality.json").read_text(encoding="utf-8"))
         for folder in sorted((run / "saes").glob("layer_*"))
     }
     rows = [[name, *(float(each[key]) for key in QUALITY)] for name, each in qualities.items()]
     show(str(run), ["SAE", *QUALITY.values()], rows, "saes")
+    show_costs(run)
+
+
+def show_costs(run: Path) -> None:
+    """Print the cost of each step of a run, and of all."""
     costs = pd.read_csv(run / "benchmarks" / "costs.csv")
     summed = costs.groupby("step", sort=False).agg(
         {"jobs": "sum", "cpu_seconds": "sum", "wall_seconds": "sum", "peak_rss_mb": "max"}
@@ -57,7 +62,7 @@ def main(run: Path) -> None:
     show(str(run), COSTS, [*steps, total], "cost")
 
 
-def _cells(found: pd.DataFrame, columns: tuple[str, ...]) -> list[list[object]]:
+def cells(found: pd.DataFrame, columns: tuple[str, ...]) -> list[list[object]]:
     """Rows of a table; missing numbers are empty."""
     kept = found[list(columns)].astype(object)
     return [

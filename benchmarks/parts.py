@@ -250,6 +250,17 @@ PARTS = (
 # Measured by a target of their own, or only on request; the page shows them too.
 OTHERS = (
     Part(
+        "real_texts",
+        "RAGTruth QA: a finished run with datasets=[ragtruth_qa] and detection={audit: report}, from "
+        "its own tables.",
+        ("real_texts.py", RUN, "ragtruth_qa"),
+        tuple(
+            f"real_texts.{name}" for name in ("scores", "claims", "tokens", "token_claims", "cost")
+        ),
+        0.1,
+        ("run",),
+    ),
+    Part(
         "mutants",
         "Small changes to the code that no unit test notices: `make mutants`.",
         ("mutants.py", "--sample", "60", "--seed", "0"),
