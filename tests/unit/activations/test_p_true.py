@@ -39,6 +39,12 @@ ROWS = examples(
 )
 
 
+def test_a_text_is_shown_after_its_context() -> None:
+    shown = p_true.shown_texts(ROWS.assign(context=["A passage.", *[""] * (len(ROWS) - 1)]))
+    assert shown[0] == "A passage.\nThe capital of Chad is Rome."
+    assert shown[1:] == p_true.shown_texts(ROWS)[1:]
+
+
 def test_log_odds_equal_those_after_each_whole_text(tokenizer: Any) -> None:
     model = small_models.make_model("llama")
     model.eval()

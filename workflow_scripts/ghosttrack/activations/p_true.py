@@ -16,6 +16,7 @@ import torch
 from ghosttrack.activations import packed_texts
 from ghosttrack.activations.example_tokens import Encoded, common_length
 from ghosttrack.facts import contexts
+from ghosttrack.facts.examples import as_read
 from ghosttrack.facts.statements import TEMPLATES, Fact, sentence_of
 from ghosttrack.inputs import chat, models
 from ghosttrack.runtime.progress import Progress
@@ -52,8 +53,8 @@ def measure(
 
     Args:
         examples: columns relation, mode, text, question, answer; a generated answer is shown with
-            its question. With column prompt_ids, the prompts use the chat template, with the
-            demonstrations as earlier messages.
+            its question, and a text with its context, if there is such a column. With prompt_ids,
+            the prompts use the chat template, with the demonstrations as earlier messages.
         limit: longest input of the model in tokens.
         batch: texts per forward pass; changes only memory and rounding noise.
         packed: longest packed sequence in tokens, from `Limits`.
@@ -86,14 +87,18 @@ def measure(
 
 
 def shown_texts(examples: pd.DataFrame) -> list[str]:
-    """The text in each prompt: a given text as it is, a generated answer after its question."""
+    """The text in each prompt: a given text as it is, a generated answer after its question.
+
+    A text with a context stands on the line after it.
+    """
     columns = zip(
         examples["mode"], examples["text"], examples["question"], examples["answer"], strict=True
     )
-    return [
+    shown = [
         f"{question} {str(answer).strip()}." if mode == "generated" else str(text)
         for mode, text, question, answer in columns
     ]
+    return as_read(examples.assign(text=shown))
 
 
 def demonstrations(relation: str, with_question: bool) -> str:

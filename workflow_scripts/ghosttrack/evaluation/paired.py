@@ -37,7 +37,8 @@ COLUMNS = (
 class RunScores(NamedTuple):
     """A run to compare: its out-of-fold scores and its texts.
 
-    scores: columns dataset, mode, id, group, label, score, value; texts: columns dataset, id, text.
+    scores: columns dataset, mode, id, group, label, score, value; texts: columns dataset, id, text,
+    each text with its context.
     """
 
     scores: pd.DataFrame
@@ -59,7 +60,7 @@ def differences(
 ) -> pd.DataFrame:
     """Compare each pair of models on their shared given texts, for each score in registry.SHOWN.
 
-    A text is shared if data set, id, text and label are the same. Generated answers differ between
+    A text is shared if data set, id, context, text and label are the same. Generated answers differ between
     models and are never paired. The means are unweighted, over shared data sets that are no positive
     control: one over texts without remarks, one over texts after remarks. Holm's correction is over
     the data sets of one pair and score.

@@ -11,6 +11,7 @@ import pandas as pd
 import ghosttrack
 from ghosttrack import scores as registry
 from ghosttrack.evaluation import paired
+from ghosttrack.facts.examples import as_read
 from ghosttrack.report import page, verdicts
 from ghosttrack.report.lanes import Point
 from ghosttrack.runtime import files, records, tables
@@ -46,9 +47,10 @@ def read(folder: Path) -> FinishedRun:
     scores = tables.read_parquet(run.detection / "scores.parquet")
     examples = {str(name): run.examples(str(name)) for name in scores["dataset"].unique()}
     records.check_run(folder, examples.values())
+    read_texts = {name: tables.read_parquet(path) for name, path in examples.items()}
     texts = [
-        tables.read_parquet(path, columns=["id", "text"]).assign(dataset=name)
-        for name, path in examples.items()
+        pd.DataFrame({"dataset": name, "id": table["id"], "text": as_read(table)})
+        for name, table in read_texts.items()
     ]
     return FinishedRun(
         registry.read(metrics, registry.METRICS),
