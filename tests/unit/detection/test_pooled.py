@@ -7,13 +7,14 @@ from ghosttrack.detection import pooled, probes
 from ghosttrack.statistics import auroc
 
 
-@pytest.fixture
-def data() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@pytest.fixture(params=[12, 300], ids=["fewer columns than rows", "more columns than rows"])
+def data(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 200)
-    x = rng.normal(size=(200, 12)) * np.logspace(-1, 1, 12) + 3
+    x = rng.normal(size=(200, request.param)) * np.logspace(-1, 1, request.param) + 3
     x[:, 2] += 0.3 * y
     x[:, 11] = 0
+    x[190:] = x[:10]  # rows that repeat others
     return x, y, np.arange(200) % 4
 
 

@@ -49,7 +49,8 @@ def cross_fit(
     """Ridge regression on +-1 labels, without each fold and on all rows.
 
     The strength maximises the out-of-fold AUROC. The Gram matrix is computed once, and each fold's
-    part is subtracted from it. Columns are scaled over all rows, which reads no label. All fits
+    part is subtracted from it. More columns than rows are first rotated into as many as there are
+    rows, which changes no score. Columns are scaled over all rows, which reads no label. All fits
     share one Platt scaling, fitted on the out-of-fold scores.
 
     Args:
@@ -57,7 +58,7 @@ def cross_fit(
     """
     kept = np.flatnonzero((x != 0).sum(axis=0) >= min(LEAST_ROWS, len(x)))
     standard = probes.standardise(x[:, kept])
-    z = standard.apply(x[:, kept]).astype(np.float32)
+    z, rotation = _rotated(standard.apply(x[:, kept]).astype(np.float32))
     target = np.asarray(2.0 * y - 1.0, dtype=np.float64)
     total = SufficientStatistics.of(z, target)
     unit = float(np.trace(total.squares)) / len(z)
@@ -81,8 +82,9 @@ def cross_fit(
 
     def unscaled(fit: LinearModel) -> LinearModel:
         weight = np.zeros(x.shape[1])
-        weight[kept] = to_odds.slope * fit.weight / standard.scale
-        shift = float((fit.weight * standard.mean / standard.scale).sum())
+        per_unit = (fit.weight if rotation is None else rotation @ fit.weight) / standard.scale
+        weight[kept] = to_odds.slope * per_unit
+        shift = float((per_unit * standard.mean).sum())
         return LinearModel(weight, to_odds.slope * (fit.intercept - shift) + to_odds.intercept)
 
     final = total.solve(strength * unit)
@@ -93,6 +95,25 @@ def cross_fit(
         unscaled(final),
         strength,
     )
+
+
+def _rotated(z: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Columns in which all differences between rows lie, and the rotation to them.
+
+    Args:
+        z: (rows, columns).
+    Returns:
+        z and None, if there are at least as many rows as columns. Otherwise `z @ rotation`, (rows,
+        rank), and the rotation, (columns, rank), whose columns are orthonormal: products of rows
+        stay the same, and so do ridge fits.
+    """
+    if len(z) >= z.shape[1]:
+        return z, None
+    values, vectors = np.linalg.eigh((z @ z.T).astype(np.float64))
+    present = values > values[-1] * len(z) * np.finfo(np.float32).eps
+    root = np.sqrt(values[present])
+    rotation = z.T @ (vectors[:, present] / root).astype(np.float32)
+    return (vectors[:, present] * root).astype(np.float32), rotation
 
 
 def _nested(

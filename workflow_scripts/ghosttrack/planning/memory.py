@@ -556,11 +556,18 @@ def saved_detector(run: Run) -> int:
     """One layer of the texts of all data sets, Gram matrices, the SAEs, and the probes of all folds."""
     texts, columns = run.together.texts, run.d_sae
     folds = max(run.settings.detection.folds, 3) + 1
-    gram = (folds + _GRAM_COPIES) * _FP64 * (_FIRING * columns) ** 2
+    width = min(_FIRING * columns, texts)
+    gram = (folds + _GRAM_COPIES) * _FP64 * width**2
+    rotation = _FP32 * texts * columns * (width == texts)
     layer = _FP32 * texts * (2 * columns + 2 * run.d_model) * 2
     probes = 4 * folds * _FP64 * run.layers * (2 * columns + 2 * run.d_model)
     return TORCH_LEARNING + _mb(
-        gram + layer + probes + 2 * run.layers * run.decoder + _encoded(run, run.largest.tokens)
+        gram
+        + rotation
+        + layer
+        + probes
+        + 2 * run.layers * run.decoder
+        + _encoded(run, run.largest.tokens)
     )
 
 
