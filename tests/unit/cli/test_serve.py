@@ -117,14 +117,20 @@ def test_the_page_says_the_verdict_of_every_line_in_words_and_shows_the_form_aga
 
 
 def test_square_brackets_mark_the_answer_of_a_statement(server: serve.Server) -> None:
-    lines = ["The capital of France is [Berlin].", "a [b] and [c]", "x []", "plain"]
+    lines = ["The capital of France is [Berlin].", "A fact.[1] More [2, 3]", "x []", "plain"]
     assert ask_form(server, texts="\n".join(lines))[0] == 200
     assert [(each["text"], each.get("answer")) for each in server.detector.seen] == [  # type: ignore[attr-defined]
         (WRONG, "Berlin"),
-        ("a [b] and [c]", None),
+        ("A fact.[1] More 2, 3", "2, 3"),
         ("x []", None),
         ("plain", None),
     ]
+
+
+def test_two_marked_parts_are_refused(server: serve.Server) -> None:
+    status, page = ask_form(server, texts="The [dog] and the [cat] sleep.")
+    assert status == 400
+    assert "2 parts of" in page
 
 
 def test_marked_words_that_occur_again_later_are_refused(server: serve.Server) -> None:

@@ -36,7 +36,9 @@ DISCARDED = 4_000_000
 # Seconds after which a connection that sends nothing is closed.
 PATIENCE = 30
 HTML, JSON = "text/html", "application/json"
-_BRACKETS = re.compile(r"([^\[\]]*)\[([^\[\]]*\w[^\[\]]*)\]([^\[\]]*)")
+_BRACKETS = re.compile(r"\[([^\[\]]*\w[^\[\]]*)\]")
+# The number of a reference, right after a word or a full stop: [1], [2, 3].
+_REFERENCE = re.compile(r"(?<=\S)\[\d+(?:\s?[,;-]\s?\d+)*\]")
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -320,12 +322,25 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _marked(line: str) -> dict[str, str]:
-    """A statement, with its answer if one part of it is in square brackets."""
-    parts = _BRACKETS.fullmatch(line)
-    if not parts:
+    """A statement, with its answer if one part of it is in square brackets.
+
+    Raises:
+        RefusedError: several parts are, or the part occurs again later.
+    """
+    references = {reference.span() for reference in _REFERENCE.finditer(line)}
+    marks = [mark for mark in _BRACKETS.finditer(line) if mark.span() not in references]
+    if not marks:
         return {"text": line}
-    text, answer = "".join(parts.groups()), parts[2]
-    marked = len(parts[1]) + len(answer) - len(answer.lstrip())
+    if len(marks) > 1:
+        raise RefusedError(
+            HTTPStatus.BAD_REQUEST,
+            f"{len(marks)} parts of {line[:40]!r} are in square brackets, which mark the part that is "
+            "judged; leave the brackets of one part",
+        )
+    (mark,) = marks
+    answer = mark[1]
+    text = line[: mark.start()] + answer + line[mark.end() :]
+    marked = mark.start() + len(answer) - len(answer.lstrip())
     found = last_span(text, answer.strip())
     if found and found[0] != marked:
         raise RefusedError(
