@@ -206,6 +206,14 @@ PARTS = (
         ("run",),
     ),
     Part(
+        "startup",
+        "CPU time of jobs before their own work: imports in a new process, and in a fork.",
+        ("startup.py", RUN),
+        ("startup",),
+        8,
+        ("run",),
+    ),
+    Part(
         "explorer",
         "Size of an explorer page and time to switch texts, against the promised limits.",
         ("explorer.py", f"{RUN}/explorer.html"),

@@ -2,28 +2,35 @@
 
     PYTHONPATH=workflow_scripts python benchmarks/startup.py results/smollm2-135m
 
-A new process starts Python, reads what Snakemake puts before a script, and imports the script. The
-smallest of several starts counts. Libraries that a function imports later, such as transformers when
-a model is loaded, are not part of it. Without a folder of results, every rule is listed without the
+A new process starts Python, reads what Snakemake puts before a script, imports the script, and
+transformers' model classes if the rule loads a model. The smallest of several starts counts. `forked`
+is the same in a job that is forked (`planning/forked_jobs.py`), `-` where jobs start as usual. Without a folder of results, every rule is listed without the
 columns of a run. Snakemake samples the CPU time of a running job, so that of a short job is too low.
 """
 
 import argparse
 import json
 import math
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 from measure import show
 
+from ghosttrack.planning import forked_jobs
 from ghosttrack.report import costs
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "pandas", "zarr")
-# The imports of the lines that Snakemake puts before a script, then those of the script.
+# Code that loads a language model names this module.
+LOADS_MODEL = "run_model"
+# The imports of the lines that Snakemake puts before a script, those of the script, and those of a
+# model's classes.
 START = """
 import json, resource, runpy, sys
 
@@ -35,9 +42,13 @@ python = cpu()
 from snakemake.iocontainers import Snakemake
 from snakemake.logging import logger
 snakemake = cpu()
-runpy.run_path(sys.argv[1], run_name="script")
-loaded = [name for name in sys.argv[2:] if name in sys.modules]
-print(json.dumps([python, snakemake - python, cpu() - snakemake, loaded]))
+script, out, *libraries = ARGUMENTS
+source = runpy.run_path(script, run_name="script")
+loaded = [name for name in libraries if name in sys.modules]
+if "run_model" in source:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+with open(out, "w") as stream:
+    json.dump([python, snakemake - python, cpu() - snakemake, loaded], stream)
 """
 
 
@@ -62,35 +73,51 @@ def scripts() -> dict[str, Path]:
     return {Path(name).stem: ROOT / name for name in found}
 
 
-def start(script: Path, repeats: int) -> Start:
-    """The cheapest of several starts of a script."""
-    command = [sys.executable, "-c", START, str(script), *LIBRARIES]
-    return min(
-        (
-            Start(*json.loads(subprocess.check_output(command, text=True).splitlines()[-1]))
-            for _ in range(repeats)
-        ),
-        key=lambda one: one.total,
-    )
+def start(script: Path, repeats: int, server: forked_jobs.Server | None = None) -> Start | None:
+    """The cheapest of several starts of a script.
+
+    Args:
+        server: forks the process; None: a new process. A job that is not forked gives None.
+    """
+    starts = []
+    with tempfile.TemporaryDirectory() as folder:
+        out, code = Path(folder) / "out", Path(folder) / f"tmp.{script.name}"
+        arguments = [str(script), str(out), *LIBRARIES]
+        code.write_text(START.replace("ARGUMENTS", repr(arguments)), encoding="utf-8")
+        for _ in range(repeats):
+            if server is None:
+                subprocess.run([sys.executable, code], check=True)
+            elif server.run(str(code), dict(os.environ), None) != 0:
+                return None
+            starts.append(Start(*json.loads(out.read_text(encoding="utf-8"))))
+    return min(starts, key=lambda one: one.total)
 
 
-def rows(starts: dict[str, Start], jobs: dict[str, costs.Cost]) -> list[list[str | int | float]]:
+def rows(
+    starts: dict[str, Start], forked: dict[str, float], jobs: dict[str, costs.Cost], server: float
+) -> list[list[str | int | float]]:
     """Rows of the table, the costliest start first, and their sum.
 
     Args:
+        forked: CPU seconds of the start of a forked job, by rule.
         jobs: of a finished run, by rule; a rule without jobs counts as one start.
+        server: CPU seconds of the process that jobs are forked from.
     """
     table: list[list[str | int | float]] = []
     for rule, one in starts.items():
         count, cpu = (jobs[rule].jobs, jobs[rule].cpu_seconds) if rule in jobs else (1, 0.0)
         cpu = 0.0 if math.isnan(cpu) else cpu  # jobs too short for a sample
         share = f"{100 * count * one.total / cpu:.0f} %" if cpu else "-"
-        table.append([rule, count, one.total, count * one.total, cpu, share, *one.libraries])
-    table.sort(key=lambda row: -float(row[3]))
-    total, cpu = (sum(float(row[column]) for row in table) for column in (3, 4))
-    share = f"{100 * total / cpu:.0f} %" if cpu else "-"
-    table.append(["together", sum(int(row[1]) for row in table), "", total, cpu, share])
-    return [[*row[:6], " ".join(map(str, row[6:]))] for row in table]
+        less = forked.get(rule, one.total)
+        shown: str | float = less if rule in forked else "-"
+        work = [one.total, shown, count * one.total, count * less, cpu, share]
+        table.append([rule, count, *work, " ".join(one.libraries)])
+    table.sort(key=lambda row: -float(row[4]))
+    every, less, cpu = (sum(float(row[column]) for row in table) for column in (4, 5, 6))
+    count = sum(int(row[1]) for row in table)
+    table.append(["the server", 1, "", server, "", server, "", "", ""])
+    share = f"{100 * every / cpu:.0f} %" if cpu else "-"
+    return [*table, ["together", count, "", "", every, less + server, cpu, share, ""]]
 
 
 def main() -> None:
@@ -106,10 +133,20 @@ def main() -> None:
     jobs = {cost.rule: cost for cost in found}
     wanted = given.rules or [rule for rule in scripts() if rule in jobs or not jobs]
     starts = {rule: start(scripts()[rule], given.repeats) for rule in wanted}
+    forked_jobs.STARTED_AS_USUAL = 0
+    server = forked_jobs.Server()
+    forks = {rule: start(scripts()[rule], given.repeats, server) for rule in wanted}
+    used = psutil.Process(server.process.pid).cpu_times() if server.process else None
+    server.close()
     show(
         "CPU seconds before a job's own work",
-        ["rule", "jobs", "start", "starts", "run", "share", "libraries at start"],
-        rows(starts, jobs),
+        ["rule", "jobs", "start", "forked", "starts", "all forked", "run", "share", "libraries"],
+        rows(
+            {rule: one for rule, one in starts.items() if one},
+            {rule: one.total for rule, one in forks.items() if one},
+            jobs,
+            used.user + used.system if used else 0.0,
+        ),
     )
 
 
