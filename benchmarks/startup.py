@@ -101,7 +101,7 @@ def rows(
     Args:
         forked: CPU seconds of the start of a forked job, by rule.
         jobs: of a finished run, by rule; a rule without jobs counts as one start.
-        server: CPU seconds of the process that jobs are forked from.
+        server: CPU seconds of the processes that jobs are forked from.
     """
     table: list[list[str | int | float]] = []
     for rule, one in starts.items():
@@ -115,7 +115,7 @@ def rows(
     table.sort(key=lambda row: -float(row[4]))
     every, less, cpu = (sum(float(row[column]) for row in table) for column in (4, 5, 6))
     count = sum(int(row[1]) for row in table)
-    table.append(["the server", 1, "", server, "", server, "", "", ""])
+    table.append(["the servers", 2, "", server, "", server, "", "", ""])
     share = f"{100 * every / cpu:.0f} %" if cpu else "-"
     return [*table, ["together", count, "", "", every, less + server, cpu, share, ""]]
 
@@ -134,10 +134,20 @@ def main() -> None:
     wanted = given.rules or [rule for rule in scripts() if rule in jobs or not jobs]
     starts = {rule: start(scripts()[rule], given.repeats) for rule in wanted}
     forked_jobs.STARTED_AS_USUAL = 0
-    server = forked_jobs.Server()
-    forks = {rule: start(scripts()[rule], given.repeats, server) for rule in wanted}
-    used = psutil.Process(server.process.pid).cpu_times() if server.process else None
-    server.close()
+    servers = {
+        modules: forked_jobs.Server(modules) for modules in (forked_jobs.TORCH, forked_jobs.MODEL)
+    }
+    forks = {
+        rule: start(scripts()[rule], given.repeats, servers[modules])
+        for rule in wanted
+        if (modules := forked_jobs.modules_of(scripts()[rule].with_stem(f"tmp.{rule}").name))
+    }
+    used = 0.0
+    for server in servers.values():
+        if server.process:
+            times = psutil.Process(server.process.pid).cpu_times()
+            used += times.user + times.system
+        server.close()
     show(
         "CPU seconds before a job's own work",
         ["rule", "jobs", "start", "forked", "starts", "all forked", "run", "share", "libraries"],
@@ -145,7 +155,7 @@ def main() -> None:
             {rule: one for rule, one in starts.items() if one},
             {rule: one.total for rule, one in forks.items() if one},
             jobs,
-            used.user + used.system if used else 0.0,
+            used,
         ),
     )
 

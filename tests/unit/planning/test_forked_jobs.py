@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked
 # A workflow of six jobs; every script writes what it sees of its process.
 SNAKEFILE = """
 from ghosttrack.planning import forked_jobs
-forked_jobs.MODULES = ("json", "decimal")
-forked_jobs._imports_torch = lambda script: True
+forked_jobs.TORCH = ("json", "decimal")
+forked_jobs.modules_of = lambda script: forked_jobs.TORCH
 forked_jobs.install(workflow)
 rule all:
     input: expand("{n}.json", n=range(5)), "two_threads.json"
@@ -58,10 +58,8 @@ json.dump(content, open(snakemake.output[0], "w"))
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[forked_jobs.Server]:
-    monkeypatch.setattr(forked_jobs, "MODULES", ("json",))
     monkeypatch.setattr(forked_jobs, "STARTED_AS_USUAL", 0)
-    monkeypatch.setattr(forked_jobs, "_imports_torch", lambda _: True)
-    server = forked_jobs.Server()
+    server = forked_jobs.Server(("json",))
     yield server
     server.close()
 
@@ -156,16 +154,18 @@ def test_a_job_starts_as_usual_when_the_server_is_gone(
 
 
 def test_a_job_starts_as_usual_when_the_imports_start_threads(
-    server: forked_jobs.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "with_thread.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=[60], daemon=True).start()",
         encoding="utf-8",
     )
-    monkeypatch.setattr(forked_jobs, "MODULES", ("with_thread",))
+    monkeypatch.setattr(forked_jobs, "STARTED_AS_USUAL", 0)
+    server = forked_jobs.Server(("with_thread",))
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths}
     assert server.run(_script(tmp_path, "pass"), environment, None) is None
+    server.close()
 
 
 def test_a_job_whose_watcher_is_killed_is_ended(server: forked_jobs.Server, tmp_path: Path) -> None:
@@ -192,8 +192,7 @@ def test_the_server_ends_with_its_client_and_the_job_continues(tmp_path: Path) -
     script = _script(tmp_path, text.replace("'pids'", repr(str(tmp_path / "pids"))))
     client = (
         "import os\nfrom ghosttrack.planning import forked_jobs as f\n"
-        "f.MODULES, f.STARTED_AS_USUAL, f._imports_torch = ('json',), 0, lambda script: True\n"
-        f"f.Server().run({script!r}, dict(os.environ), None)"
+        f"f.STARTED_AS_USUAL = 0\nf.Server(('json',)).run({script!r}, dict(os.environ), None)"
     )
     process = subprocess.Popen([sys.executable, "-c", client])
     job, watcher = _read(tmp_path / "pids")
@@ -207,11 +206,15 @@ def test_the_server_ends_with_its_client_and_the_job_continues(tmp_path: Path) -
     _ended(watcher)
 
 
-def test_which_scripts_import_torch_at_their_start() -> None:
-    for rule in ("train_sae", "check_model", "find_neighbours", "save_detector"):
-        assert forked_jobs._imports_torch(f".snakemake/scripts/tmp12.{rule}.py")
-    for rule in ("fetch_dataset", "write_report", "train_detectors", "of_another_workflow"):
-        assert not forked_jobs._imports_torch(f".snakemake/scripts/tmp12.{rule}.py")
+def test_which_server_a_script_is_forked_from() -> None:
+    expected = {
+        forked_jobs.TORCH: ("train_sae", "find_neighbours", "measure_answers"),
+        forked_jobs.MODEL: ("check_model", "extract_examples", "save_detector"),
+        (): ("fetch_dataset", "write_report", "train_detectors", "of_another_workflow"),
+    }
+    for modules, rules in expected.items():
+        for rule in rules:
+            assert forked_jobs.modules_of(f".snakemake/scripts/tmp12.{rule}.py") == modules
 
 
 def test_the_modules_start_no_thread() -> None:
@@ -220,7 +223,8 @@ def test_the_modules_start_no_thread() -> None:
         "assert len(os.listdir('/proc/self/task')) == 1"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code, *forked_jobs.MODULES], env=environment, check=True)
+    assert set(forked_jobs.TORCH) < set(forked_jobs.MODEL)
+    subprocess.run([sys.executable, "-c", code, *forked_jobs.MODEL], env=environment, check=True)
 
 
 def _read(path: Path) -> list[int]:

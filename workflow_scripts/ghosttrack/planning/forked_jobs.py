@@ -1,4 +1,4 @@
-"""Jobs on this machine are forked from a process that has imported torch and transformers.
+"""Jobs on this machine are forked from processes that have imported torch and transformers.
 
 Snakemake starts a new Python for every job. In a run with many small jobs the imports are a quarter
 of all CPU time. See `runtime/fork_server.py`.
@@ -14,25 +14,31 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ghosttrack.settings import code_digest
 
-# Jobs that start as usual before the server starts: a rerun of one or two jobs does not pay for it.
+# Jobs that start as usual before a server starts: a rerun of one or two jobs does not pay for it.
 STARTED_AS_USUAL = 2
-# What most jobs with torch import, and what transformers imports when a model is loaded.
-MODULES = (
+# What jobs with torch import, and jobs that load a language model. Each has a server, because what
+# a job has imported counts as its memory.
+TORCH: tuple[str, ...] = (
     "torch",
+    "scipy.sparse",
+    "pydantic",
+    "snakemake.iocontainers",
+    "snakemake.logging",
+)
+MODEL: tuple[str, ...] = (
+    *TORCH,
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
     "scipy.stats",
     "zarr",
-    "pydantic",
-    "snakemake.iocontainers",
-    "snakemake.logging",
 )
 # Variables by which Snakemake limits the threads of a job; libraries read them when imported.
 _THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "VECLIB", "NUMEXPR")
@@ -54,13 +60,15 @@ def install(workflow: Any) -> None:
         or hasattr(PythonScript, "_as_usual")
     ):
         return
-    server = Server()
+    servers = {modules: Server(modules) for modules in (TORCH, MODEL)}
 
     def execute(script: Any, command: str, **details: Any) -> Any:
-        if not (details.get("is_python_script") and _is_plain(script)):
-            return script._as_usual(command, **details)
-        path = str(details["fname"])
-        code = server.run(path, _environment(script), script.bench_record)
+        path = str(details.get("fname", ""))
+        plain = details.get("is_python_script") and _is_plain(script)
+        modules = modules_of(path) if plain else ()
+        code = None
+        if modules:
+            code = servers[modules].run(path, _environment(script), script.bench_record)
         if code is None:
             return script._as_usual(command, **details)
         if code:
@@ -87,9 +95,10 @@ def _environment(script: Any) -> dict[str, str]:
 
 
 class Server:
-    """The server of this process; it starts with the third job that it is for."""
+    """A process that has imported `modules`; it starts with the third job that it is for."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str]) -> None:
+        self._modules = modules
         self._lock = threading.Lock()
         self._jobs = 0
         self._control: socket.socket | None = None
@@ -105,7 +114,7 @@ class Server:
         Returns:
             The exit code; minus the signal that ended the job; None if the job was not started.
         """
-        if not _imports_torch(script) or not (connection := self._connect(environment)):
+        if not (connection := self._connect(environment)):
             return None
         with connection, connection.makefile("r", encoding="utf-8") as answers:
             try:
@@ -137,7 +146,7 @@ class Server:
             if self._jobs <= STARTED_AS_USUAL:
                 return None
             if self._control is None:
-                self._control, self.process = _start(environment)
+                self._control, self.process = _start(self._modules, environment)
             ours, theirs = socket.socketpair()
             with theirs:
                 try:
@@ -148,7 +157,9 @@ class Server:
             return ours
 
 
-def _start(environment: dict[str, str]) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+def _start(
+    modules: Sequence[str], environment: dict[str, str]
+) -> tuple[socket.socket, subprocess.Popen[bytes]]:
     """Start the server; it ends when the socket is closed, at the latest with this process."""
     ours, theirs = socket.socketpair()
     with theirs:
@@ -158,7 +169,7 @@ def _start(environment: dict[str, str]) -> tuple[socket.socket, subprocess.Popen
                 "-m",
                 "ghosttrack.runtime.fork_server",
                 str(theirs.fileno()),
-                *MODULES,
+                *modules,
             ],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
@@ -167,13 +178,15 @@ def _start(environment: dict[str, str]) -> tuple[socket.socket, subprocess.Popen
     return ours, server
 
 
-def _imports_torch(script: str) -> bool:
-    """Whether the script of a rule of this workflow imports torch when it starts."""
+def modules_of(script: str) -> tuple[str, ...]:
+    """Modules of the server for a script of a rule of this workflow; empty: it starts as usual."""
     rule = Path(script).name.split(".")[-2]
     try:
-        return code_digest.imports_at_start(rule, "torch")
+        if not code_digest.imports_at_start(rule, "torch"):
+            return ()
+        return MODEL if code_digest.imports_at_start(rule, "ghosttrack.inputs.models") else TORCH
     except ValueError:  # a script of another workflow
-        return False
+        return ()
 
 
 def _measured(process: int, record: Any) -> contextlib.AbstractContextManager[Any]:

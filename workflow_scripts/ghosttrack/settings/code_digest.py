@@ -102,8 +102,8 @@ def used_settings(script: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in names}
 
 
-def imports_at_start(rule: str, library: str) -> bool:
-    """Whether a rule's script imports a library at its start, itself or through our modules.
+def imports_at_start(rule: str, module: str) -> bool:
+    """Whether a rule's script imports a module at its start, itself or through our modules.
 
     Raises:
         ValueError: no script has this name.
@@ -112,7 +112,7 @@ def imports_at_start(rule: str, library: str) -> bool:
     while waiting:
         path = waiting.pop()
         imports = _start_imports(path)
-        if any(name.split(".")[0] == library for name in imports):
+        if any(f"{name}.".startswith(f"{module}.") for name in imports):
             return True
         seen.add(path)
         waiting.extend(file for file in _module_files(imports) if file not in seen)
