@@ -66,7 +66,7 @@ def test_a_calibration_is_written_beside_the_detector_and_named_in_its_scores(
 def test_a_calibration_is_refused_after_the_detector_has_changed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    texts, out = own(run, tmp_path / "mine.csv"), tmp_path / "mine.json"
+    texts, out = own(run, tmp_path / "mine.csv"), tmp_path / "calibration.json"
     assert calibrate.main([str(run), "--texts", str(texts), "--out", str(out)]) == 0
     other = Path(shutil.copytree(run, tmp_path / "other"))
     run_fakes.save(other, folds=3)
