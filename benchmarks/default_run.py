@@ -45,7 +45,7 @@ def main(run: Path) -> None:
     show_costs(run)
 
 
-def show_costs(run: Path) -> None:
+def show_costs(run: Path, table: str = "cost") -> None:
     """Print the cost of each step of a run, and of all."""
     costs = pd.read_csv(run / "benchmarks" / "costs.csv")
     summed = costs.groupby("step", sort=False).agg(
@@ -59,7 +59,7 @@ def show_costs(run: Path) -> None:
         *(sum(row[at] for row in steps) for at in (1, 2, 3)),
         max(row[4] for row in steps),
     ]
-    show(str(run), COSTS, [*steps, total], "cost")
+    show(str(run), COSTS, [*steps, total], table)
 
 
 def cells(found: pd.DataFrame, columns: tuple[str, ...]) -> list[list[object]]:

@@ -258,13 +258,22 @@ PARTS = (
 # Measured by a target of their own, or only on request; the page shows them too.
 OTHERS = (
     Part(
-        "real_texts",
-        "RAGTruth QA: a finished run with datasets=[ragtruth_qa] and detection={audit: report}, from "
-        "its own tables.",
-        ("real_texts.py", RUN, "ragtruth_qa"),
+        "ragtruth_qa",
+        "Answers over passages: a finished run with datasets=[ragtruth_qa] and detection={audit: "
+        "report}, from its own tables.",
+        ("real_texts.py", RUN, "ragtruth_qa", "--cost"),
         tuple(
-            f"real_texts.{name}" for name in ("scores", "claims", "tokens", "token_claims", "cost")
+            f"real_texts.ragtruth_qa.{name}"
+            for name in ("scores", "claims", "tokens", "token_claims", "cost")
         ),
+        0.1,
+        ("run",),
+    ),
+    Part(
+        "counterfact",
+        "Statements of 42 relations: a finished run with datasets=[counterfact], from its own tables.",
+        ("real_texts.py", RUN, "counterfact"),
+        ("real_texts.counterfact.scores", "real_texts.counterfact.claims"),
         0.1,
         ("run",),
     ),
