@@ -1,5 +1,6 @@
 """Jobs that are forked run as jobs that are started: same results, exit codes and measurements."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -140,6 +142,32 @@ def test_the_measurement_is_that_of_the_job(server: forked_jobs.Server, tmp_path
     assert server.run(_script(tmp_path, text), dict(os.environ), record) == 0
     assert record.max_rss > 90  # MB
     assert record.running_time > 2
+
+
+def test_a_job_that_ends_before_it_is_measured_has_its_exit_code(
+    server: forked_jobs.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = forked_jobs._measured
+
+    def late(process: int, record: BenchmarkRecord) -> contextlib.AbstractContextManager[Any]:
+        end = time.monotonic() + 30
+        while psutil.Process(process).status() != psutil.STATUS_ZOMBIE and time.monotonic() < end:
+            time.sleep(0.05)
+        return measured(process, record)
+
+    monkeypatch.setattr(forked_jobs, "_measured", late)
+    for text, code in (("pass", 0), ("raise SystemExit(3)", 3)):
+        assert server.run(_script(tmp_path, text), dict(os.environ), BenchmarkRecord()) == code
+    assert server.process is not None
+    assert not _children_after(server.process.pid)
+
+
+def _children_after(process: int) -> list[psutil.Process]:
+    """Children of a process that are left after some seconds."""
+    end = time.monotonic() + 10
+    while (found := psutil.Process(process).children(recursive=True)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
 
 
 def test_a_job_starts_as_usual_when_the_server_is_gone(

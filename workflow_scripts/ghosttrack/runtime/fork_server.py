@@ -63,9 +63,15 @@ def _watch(connection: socket.socket) -> None:
         return
     with contextlib.suppress(OSError):  # the client was killed: the job continues
         connection.sendall(b"%d\n" % process)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    with contextlib.suppress(OSError):
-        connection.sendall(b"%d\n" % code)
+    # A short job stays a zombie until the client has closed the connection, so that the client can
+    # measure it whenever it gets to that.
+    ended = os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+    if ended is not None:
+        code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        with contextlib.suppress(OSError):
+            connection.sendall(b"%d\n" % code)
+            connection.recv(1)
+    os.waitpid(process, 0)
     os._exit(0)
 
 
