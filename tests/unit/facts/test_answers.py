@@ -35,6 +35,8 @@ CORRECT, WRONG, AMBIGUOUS, EMPTY = (
         (" J. R. R. Tolkien\nQ:", "J. R. R. Tolkien"),
         (" Samuel L. Jackson", "Samuel L. Jackson"),
         (" A. A. Milne", "A. A. Milne"),
+        (" F. Scott Fitzgerald. He wrote", "F. Scott Fitzgerald"),
+        (" H. Potassium It is", "H"),
         (" Gen. Custer. He fell", "Gen. Custer"),
         (" Symphony No. 9. It is", "Symphony No. 9"),
         (" No. 5 is a perfume", "No. 5 is a perfume"),
@@ -350,3 +352,42 @@ def test_a_symbol_inside_an_answer_has_its_case(
     answer: str, gold: list[str], verdict: AnswerVerdict
 ) -> None:
     assert judge(answer, gold, ["In", "As"]) == verdict
+
+
+SAME_NUMBERS = (
+    ("World War II", "world war 2", "World War Two"),
+    ("World War I", "World War One", "world war i"),
+    ("Henry VIII", "Henry 8"),
+    ("the 1st", "first", "the First"),
+    ("21st century", "the twenty-first century", "twenty first century"),
+    ("30th", "thirtieth"),
+    ("12th", "twelfth"),
+    ("July 4th", "July 4", "July fourth"),
+    ("4 July 1776", "the 4th of July 1776", "the fourth of July, 1776", "4th July, 1776"),
+    ("90%", "90 percent", "ninety per cent", "90 per cent"),
+)
+
+
+@pytest.mark.parametrize("forms", SAME_NUMBERS)
+def test_every_form_of_a_number_matches_every_other(forms: tuple[str, ...]) -> None:
+    for answer in forms:
+        for gold in forms:
+            assert judge(answer, [gold]) == CORRECT, (answer, gold)
+            assert judge(f"It was {answer}", [gold]) == CORRECT, (answer, gold)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("World War I", "World War II"),
+        ("Henry VII", "Henry VIII"),
+        ("second", "first"),
+        ("2nd", "2"),
+        ("I see none", "1"),
+        ("twenty second", "20"),
+        ("Malcolm", "Malcolm X"),
+        ("a percent", "1"),
+    ],
+)
+def test_other_numbers_do_not_match(answer: str, gold: str) -> None:
+    assert judge(answer, [gold]) == WRONG

@@ -129,6 +129,10 @@ def test_null_clears_a_value_from_the_command_line() -> None:
         ("presets", "model_path: here", r"presets/p\.yaml: model_path: has no effect"),
         ("presets", "per_model: [m]", r"presets/p\.yaml: per_model: expected settings by model"),
         ("presets", "per_model: {m: 3}", r"presets/p\.yaml: per_model: expected settings by"),
+        ("presets", "per_model: {mm: {}}", r"per_model: mm is no model .* \(did you mean m\?\)"),
+        ("presets", "per_model: {o: {sea: 1}}", r"per_model: o: unknown key sea \(did you mean s"),
+        ("presets", "per_model: {o: 3}", r"presets/p\.yaml: per_model: expected settings by"),
+        ("presets", "per_model: {o: {seed: 3}}", ""),
         ("models", "model: m", ""),
         ("presets", "per_model: {m: }", ""),
         ("presets", "per_model:", ""),
@@ -141,9 +145,10 @@ def test_the_file_of_a_model_or_a_preset_cannot_choose_other_files(
     for place, name, content in [
         ("presets", "p", ""),
         ("models", "m", model),
+        ("models", "o", model),
         ("datasets", "d", "{source: facts, table: cities}"),
     ]:
-        (tmp_path / place).mkdir()
+        (tmp_path / place).mkdir(exist_ok=True)
         (tmp_path / place / f"{name}.yaml").write_text(
             content + (f"{text}\n" if place == folder else "")
         )

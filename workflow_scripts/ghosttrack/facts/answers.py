@@ -113,7 +113,41 @@ TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "nin
 NUMBERS = {word: value for value, word in enumerate(UNITS)} | {
     word: 10 * digit for digit, word in enumerate(TENS, 2)
 }
+ORDINALS = {
+    word: value
+    for value, word in enumerate(
+        (
+            "first",
+            "second",
+            "third",
+            "fourth",
+            "fifth",
+            "sixth",
+            "seventh",
+            "eighth",
+            "ninth",
+            "tenth",
+            "eleventh",
+            "twelfth",
+            *(f"{unit}th" for unit in UNITS[13:]),
+        ),
+        1,
+    )
+} | {f"{word.removesuffix('y')}ieth": NUMBERS[word] for word in TENS}
+# Roman numerals that are no other word: World War II, Henry VIII.
+ROMAN = {
+    tens + unit: str(10 * ten + value)
+    for ten, tens in enumerate(("", "x", "xx", "xxx"))
+    for value, unit in enumerate(("", "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix"))
+    if len(tens + unit) > 1
+}
 NEGATIVE = ("minus", "negative")
+MONTHS = frozenset(
+    re.findall(
+        r"\w+",
+        "january february march april may june july august september october november december",
+    )
+)
 SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
 
 
@@ -149,11 +183,18 @@ def _goes_on(before: str, after: str) -> bool:
         return False
     if plain in TITLES:
         return True
-    # An initial follows another word of the name, or another initial follows it: George W. Bush,
-    # J. K. Rowling. At the start of an answer, a letter may be the answer: K. Potassium is a metal.
+    # An initial follows another word of the name, or a name of two words or another initial follows
+    # it: George W. Bush, F. Scott Fitzgerald, J. K. Rowling. At the start of an answer, a letter may
+    # be the answer: K. Potassium is a metal.
     earlier = before.split()[:-1]
-    named = earlier[-1][0].isupper() if earlier else initials
+    named = earlier[-1][0].isupper() if earlier else initials or _two_names(after)
     return len(word) == 1 and word.isupper() and named
+
+
+def _two_names(after: str) -> bool:
+    """Whether two capitalised words begin the text, the second of which begins no sentence."""
+    found = re.match(r"\s+\w+\s+(\w+)", after)
+    return bool(found and found[1][0].isupper() and found[1].casefold() not in STARTERS)
 
 
 def judge(
@@ -264,7 +305,9 @@ def normalise(text: str) -> Words:
     """The words by which answers are compared.
 
     They are in NFKC and lower case, without accents, punctuation and articles. Numbers become
-    digits, `Saint` becomes `st`, and `City` at the end of a longer name is dropped (`Kuwait City` =
+    digits (`two`, `II`), and ordinals digits with `th` (`second`, `2nd`), or without in a date
+    (`July 4th` = `July 4`, `4th of July` = `4 July`). `Saint` becomes `st`.
+    `percent` after a number, and `City` at the end of a longer name, are dropped (`Kuwait City` =
     `Kuwait`).
     """
     tokens = _tokens(text)
@@ -273,7 +316,7 @@ def normalise(text: str) -> Words:
     words = ["st" if word == "saint" else word for word in words]
     if len(words) > 1 and words[-1] in GENERIC_ENDINGS:
         words.pop()
-    return tuple(_digits(words))
+    return tuple(_dates(_digits(_roman(_without_percent(words)))))
 
 
 def _tokens(text: str) -> Words:
@@ -291,7 +334,11 @@ def _tokens(text: str) -> Words:
     plain = plain.replace("&", " and ")
     # A minus sign belongs to the number unless it is a hyphen: carbon-14.
     # + and # after a letter are part of the word: C++, C#, A+.
-    words = re.findall(r"(?:(?<![\w-])[-\u2212])?\d+(?:\.\d+)?|[^\W\d_]+(?:[+#]+(?!\w))?", plain)
+    words = re.findall(
+        r"\d+(?:st|nd|rd|th)(?!\w)|(?:(?<![\w-])[-\u2212])?\d+(?:\.\d+)?"
+        r"|[^\W\d_]+(?:[+#]+(?!\w))?",
+        plain,
+    )
     return tuple(_canonical(word.replace("\u2212", "-")) for word in words)
 
 
@@ -309,16 +356,47 @@ def _phrase(text: str) -> Words:
     return tuple(text.split())
 
 
+def _without_percent(words: Sequence[str]) -> list[str]:
+    """Drop `percent` and `per cent` after a number, as the sign % is dropped."""
+    result: list[str] = []
+    for word in words:
+        if word == "cent" and result[-1:] == ["per"]:
+            result.pop()
+            word = "percent"
+        number = bool(result) and (result[-1][-1].isdecimal() or result[-1] in NUMBERS | SCALES)
+        if word != "percent" or not number:
+            result.append(word)
+    return result
+
+
+def _roman(words: Sequence[str]) -> list[str]:
+    """Replace Roman numerals after another word by digits: `world war ii` -> `world war 2`."""
+    numerals = [ROMAN.get(word, word) if at else word for at, word in enumerate(words)]
+    return [
+        "1" if word == "i" and words[max(at - 1, 0)] == "war" else word
+        for at, word in enumerate(numerals)
+    ]
+
+
 def _digits(words: Sequence[str]) -> list[str]:
     """Replace number words by digits: `one hundred and five` -> `105`, `minus six` -> `-6`.
 
-    A scale multiplies the digits before it: `2.5 million` -> `2500000`.
+    A scale multiplies the digits before it: `2.5 million` -> `2500000`. Ordinals get one ending:
+    `twenty-first` and `21st` -> `21th`.
     """
     result: list[str] = []
     position = 0
     while position < len(words):
         end, value = _number(words, position)
-        if end > position:
+        after_tens = end > position and words[end - 1] in TENS
+        ordinal = ORDINALS.get(words[end], 0) if end < len(words) else 0
+        if ordinal and (end == position or (after_tens and ordinal < 10)):
+            result.append(f"{value + ordinal}th")
+            position = end + 1
+        elif figure := re.fullmatch(r"(\d+)(?:st|nd|rd|th)", words[position]):
+            result.append(f"{int(figure[1])}th")
+            position += 1
+        elif end > position:
             result.append(str(value))
             position = end
         elif re.fullmatch(r"-?\d+(\.\d+)?", words[position]):
@@ -334,6 +412,24 @@ def _digits(words: Sequence[str]) -> list[str]:
         if len(result) > 1 and result[-2] in NEGATIVE and result[-1].replace(".", "").isdecimal():
             result[-2:] = [f"-{result[-1]}"]
     return result
+
+
+def _dates(words: Sequence[str]) -> list[str]:
+    """The words with the days of dates as plain numbers: `july 4th` -> `july 4`."""
+    result: list[str] = []
+    for at, word in enumerate(words):
+        day = re.fullmatch(r"(\d+)th", word)
+        if day and (MONTHS.intersection(result[-1:]) or _month_follows(words, at)):
+            word = day[1]
+        linked = word == "of" and result and result[-1].isdecimal()
+        if not (linked and MONTHS.intersection(words[at + 1 : at + 2])):
+            result.append(word)
+    return result
+
+
+def _month_follows(words: Sequence[str], at: int) -> bool:
+    after = at + 2 if list(words[at + 1 : at + 2]) == ["of"] else at + 1
+    return not MONTHS.isdisjoint(words[after : after + 1])
 
 
 def _number(words: Sequence[str], start: int) -> tuple[int, int]:

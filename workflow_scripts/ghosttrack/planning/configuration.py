@@ -7,7 +7,7 @@ import contextlib
 import difflib
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,9 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
     layers: list[tuple[str, dict[str, Any]]] = []
     if preset := given.get("preset"):
         origin, values = _read_choice(root / "presets", str(preset), "preset")
-        layers += [(origin, values), (origin, _for_model(values, given["model"], origin))]
+        models = [file.stem for file in (root / "models").glob("*.yaml")]
+        own = _for_model(values, given["model"], origin, models)
+        layers += [(origin, values), (origin, own)]
     name = given["model"]
     if given.get("model_path") and (root / "models" / f"{name}.yaml").exists():
         raise UserError(
@@ -102,16 +104,37 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
     return settings
 
 
-def _for_model(preset: dict[str, Any], model: str, origin: str) -> dict[str, Any]:
-    """Remove `per_model` from a preset and return the settings in it for `model`."""
+def _for_model(
+    preset: dict[str, Any], model: str, origin: str, models: Collection[str]
+) -> dict[str, Any]:
+    """Remove `per_model` from a preset and return the settings in it for `model`.
+
+    Args:
+        preset: what the file `origin` holds; changed in place.
+        model: name of the model of the run. models: names of the files in config/models.
+    Raises:
+        UserError: no settings by model; a name that is no model; an unknown key for any model.
+    """
     for_models = preset.pop("per_model", None) or {}
-    chosen = (for_models.get(model) or {}) if isinstance(for_models, dict) else None
-    if not isinstance(chosen, dict):
+    known = sorted({*models, model})
+    if not isinstance(for_models, dict) or not all(
+        isinstance(values or {}, dict) for values in for_models.values()
+    ):
         raise UserError(
             f"{origin}: per_model: expected settings by model, as in per_model: {{{model}: "
             "{seed: 1}}"
         )
-    return chosen
+    for name, values in for_models.items():
+        if name not in known:
+            hint = difflib.get_close_matches(str(name), known, n=1)
+            meant = f" (did you mean {hint[0]}?)" if hint else ""
+            raise UserError(
+                f"{origin}: per_model: {name} is no model of config/models{meant}; correct or "
+                "remove this name"
+            )
+        if unknown := _unknown_in(values or {}, Settings, ""):
+            raise UserError(f"{origin}: per_model: {name}: {unknown}")
+    return for_models.get(model) or {}
 
 
 def _refuse_choices(values: Mapping[str, Any], model: str, origin: str) -> None:
