@@ -70,6 +70,7 @@ class Run(NamedTuple):
     relations: Path
     kinds: Path
     verdicts: Path
+    checks: Path
 
 
 def make(folder: Path, seed: int = 0) -> Run:
@@ -138,7 +139,13 @@ def make(folder: Path, seed: int = 0) -> Run:
         removals,
         _relations(evaluation, metrics),
         *_verdicts(folder / "detection"),
+        _checks(evaluation / "checks.json"),
     )
+
+
+def _checks(path: Path) -> Path:
+    path.write_text(json.dumps({"libraries": {"torch": ["2.12.0", "2.13.0"], "zarr": ["3.1.6"]}}))
+    return path
 
 
 def _verdicts(folder: Path) -> tuple[Path, Path]:

@@ -11,8 +11,8 @@ from ghosttrack import scores as registry
 from ghosttrack.detection import audit, saved, saved_fit
 from ghosttrack.facts import remarks
 from ghosttrack.inputs import chat
-from ghosttrack.runtime import files, job, tables
-from ghosttrack.settings import DetectionSettings, code_digest
+from ghosttrack.runtime import files, job, libraries, tables
+from ghosttrack.settings import DetectionSettings
 
 
 def main(
@@ -75,7 +75,7 @@ def main(
         "quality": fitted.quality,
         "seed": seed,
         "folds": detection.folds,
-        "libraries": code_digest.library_versions(),
+        "libraries": dict(libraries.versions()),
     }
     saved.save(fitted.weights, described, detector, about)
     for path, table in ((token_scores, fitted.tokens), (effects, fitted.effects)):

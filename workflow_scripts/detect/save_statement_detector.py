@@ -10,8 +10,7 @@ from ghosttrack.activations import pooled_statements
 from ghosttrack.detection import left_out_kinds, saved_statements
 from ghosttrack.detection.statement_model import Statements
 from ghosttrack.facts.statement_kinds import NEGATED, subject_matter
-from ghosttrack.runtime import files, job, tables
-from ghosttrack.settings import code_digest
+from ghosttrack.runtime import files, job, libraries, tables
 
 
 def main(
@@ -65,7 +64,7 @@ def main(
             "left_out": table[table["kind"] == left_out_kinds.ALL]
             .replace({np.nan: None})
             .to_dict("records"),
-            "libraries": code_digest.library_versions(),
+            "libraries": dict(libraries.versions()),
         },
         detector,
         about,

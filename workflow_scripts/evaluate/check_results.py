@@ -1,5 +1,6 @@
 """Check the finished tables of a run."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ from ghosttrack import scores as registry
 from ghosttrack.evaluation.checks import check_answers, check_metrics, check_quality, check_scores
 from ghosttrack.evaluation.gates import judge
 from ghosttrack.runtime import files, job, records, tables
+
+log = logging.getLogger(__name__)
 
 
 def main(
@@ -25,7 +28,17 @@ def main(
 
     `expected`: the run's settings by section; every result must have been made with them.
     """
-    records.check_lineage([metrics, *scores, *quality, answers, *examples], expected or {})
+    lineage = records.check_lineage(
+        [metrics, *scores, *quality, answers, *examples], expected or {}
+    )
+    for name, versions in lineage.libraries.items():
+        if len(versions) > 1:
+            log.warning(
+                "the results were made with different versions of %s (%s): if they should all be "
+                "of one version, delete the folder of the run and run the same command again",
+                name,
+                ", ".join(versions),
+            )
     table = registry.read(metrics, registry.METRICS)
     ids = {
         name: set(tables.read_parquet(path, columns=["id"])["id"].astype(str))
@@ -45,6 +58,7 @@ def main(
             "metrics_rows": rows,
             "saes": len(quality),
             "scores": scored,
+            "libraries": lineage.libraries,
             "sae_gates": {
                 str(layer): judge(metrics_of_layer) for layer, metrics_of_layer in saes.items()
             },

@@ -23,6 +23,7 @@ def main(
     figures: list[Path],
     explanations: Path,
     kinds: Path,
+    checks: Path,
     source: Path,
     report: Path,
     settings: dict[str, Any],
@@ -78,6 +79,7 @@ def main(
         ),
         version=ghosttrack.__version__,
         code=code,
+        libraries=files.read_json(checks)["libraries"],
         tokens=[
             (tables.read_csv(metrics_of), tables.read_csv(claims_of))
             for metrics_of, claims_of in zip(token_metrics or [], token_claims or [], strict=True)

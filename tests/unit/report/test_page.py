@@ -41,6 +41,7 @@ def write(run: Run, path: Path, **changed: Any) -> str:
                 "neighbours",
                 "explanations",
                 "kinds",
+                "checks",
             )
         },
         "figures": [],
@@ -605,3 +606,8 @@ def test_a_pool_is_shown_if_it_holds_several_data_sets() -> None:
     assert report_page._pools(metrics, kinds) == []
     metrics.loc[1, "mode"] = "given"
     assert report_page._pools(metrics, kinds) == [registry.ALL_MISLED]
+
+
+def test_the_page_names_every_version_of_a_library(run: Run, tmp_path: Path) -> None:
+    page = write(run, tmp_path / "report.html")
+    assert "torch 2.12.0 and 2.13.0, zarr 3.1.6" in page

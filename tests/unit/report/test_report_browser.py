@@ -50,6 +50,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         figures=figures,
         explanations=run.explanations,
         kinds=run.kinds,
+        checks=run.checks,
         source=run.source,
         report=folder / "report.html",
         settings={"seed": 0},

@@ -34,6 +34,7 @@ def write(run: fake_results.Run, report: Path, **changed: Any) -> str:
         relations=run.relations,
         explanations=run.explanations,
         kinds=run.kinds,
+        checks=run.checks,
         figures=[],
         source=run.source,
         report=report,

@@ -1,5 +1,6 @@
 """Records of jobs: content decides; dates, folders and Snakemake's metadata do not."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -405,9 +406,28 @@ def test_results_with_the_settings_of_this_run_pass() -> None:
     assert (
         records.check_lineage(
             [TABLE], {"sae": {"k": 16, "epochs": 2, "new": 1}, "seed": 0, "site": "resid_post"}
-        )
+        ).files
         == 3
     )
+
+
+def test_results_of_two_versions_of_a_library_name_both() -> None:
+    finish(chain())
+    path = records.record_path(TABLE)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"libraries": {"numpy": "1.0", "zarr": "2.0"}}))
+    found = records.check_lineage([TABLE], {}).libraries
+    assert found["numpy"] == ["1.0", importlib.metadata.version("numpy")]
+    assert found["torch"] == [importlib.metadata.version("torch")]
+
+
+def test_a_record_without_versions_is_read() -> None:
+    finish(chain())
+    path = records.record_path(TABLE)
+    content = json.loads(path.read_text())
+    del content["libraries"]
+    path.write_text(json.dumps(content))
+    assert records.read(TABLE) == (*records.read(TABLE)[:3], {})  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from ghosttrack.report import (
 from ghosttrack.report.lanes import Axis, Point, position
 from ghosttrack.report.numbers import MINUS, NONE, percent, score, signed
 from ghosttrack.report.verdicts import Conclusions
-from ghosttrack.settings import code_digest
 
 TEMPLATES = Path(__file__).parent / "templates"
 # CSS class of each score of registry.SHOWN, in the same order.
@@ -114,6 +113,7 @@ class ReportInputs(NamedTuple):
     followed: misled.Followed
     version: str
     code: str
+    libraries: Mapping[str, Sequence[str]]  # versions with which the results were made
     tokens: Sequence[tuple[pd.DataFrame, pd.DataFrame]] = ()  # token_metrics.csv, token_claims.csv
     marked_answers: Mapping[str, Sequence[marked.Answer]] = MappingProxyType({})  # by data set
 
@@ -433,7 +433,7 @@ def _all_scores(metrics: pd.DataFrame, dataset: str) -> dict[str, Any]:
 def _provenance(inputs: ReportInputs) -> list[tuple[str, str]]:
     source, settings = inputs.source, inputs.settings
     libraries = ", ".join(
-        f"{name} {version}" for name, version in code_digest.library_versions().items()
+        f"{name} {' and '.join(versions)}" for name, versions in inputs.libraries.items()
     )
     return [
         ("Model", f"{inputs.model}: {source['kind']} {source['id']}".strip()),

@@ -18,10 +18,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
-from ghosttrack.runtime import files
+from ghosttrack.runtime import files, libraries
 
 # Cache for digests of large files, in Snakemake's working directory.
 CACHE = Path(".snakemake") / "ghosttrack" / "digests"
@@ -53,6 +54,7 @@ class Record(NamedTuple):
     params: Mapping[str, Any]
     inputs: Mapping[str, str]  # label of an input -> content digest
     sha256: str  # content digest of the output
+    libraries: Mapping[str, str] = MappingProxyType({})  # versions when the job ran; never compared
 
 
 class Description(NamedTuple):
@@ -171,7 +173,12 @@ def read_of_run(run: Path, inside: str) -> Record | None:
 def _read(path: Path) -> Record | None:
     try:
         fields = json.loads(path.read_bytes())
-        return Record(dict(fields["params"]), dict(fields["inputs"]), str(fields["sha256"]))
+        return Record(
+            dict(fields["params"]),
+            dict(fields["inputs"]),
+            str(fields["sha256"]),
+            dict(fields.get("libraries", {})),
+        )
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -196,6 +203,7 @@ def write(
             "params": description.params,
             "inputs": dict(digests),
             "sha256": digest,
+            "libraries": dict(libraries.versions()),
         }
         with files.atomic_write(record_path(output), durable=False) as stream:
             json.dump(content, stream, sort_keys=True, separators=(",", ":"))
@@ -220,23 +228,28 @@ def recorded(job: Any) -> Iterator[None]:
     write(str(job.rule), description, digests, outputs)
 
 
-def check_lineage(outputs: Iterable[str | Path], expected: Mapping[str, Any]) -> int:
+class Lineage(NamedTuple):
+    """What `check_lineage` found."""
+
+    files: int  # number of checked files
+    libraries: dict[str, list[str]]  # versions of each library in the records of these files
+
+
+def check_lineage(outputs: Iterable[str | Path], expected: Mapping[str, Any]) -> Lineage:
     """Check that results, and all files they depend on, match the settings and the current inputs.
 
     Args:
         outputs: the results.
         expected: this run's settings by section; a record may have only some keys of a section.
-    Returns:
-        The number of checked files.
     Raises:
         UserError: with the file, and the setting or input that differs.
     """
-    waiting, seen = [str(path) for path in outputs], set[str]()
+    waiting, seen = [str(path) for path in outputs], dict[str, Record]()
     while waiting:
         path = waiting.pop()
         if path in seen or (record := read(path)) is None:
             continue
-        seen.add(path)
+        seen[path] = record
         for key in record.params.keys() & expected.keys():
             for name, (made, asked) in _unequal(key, record.params[key], expected[key]).items():
                 raise UserError(
@@ -250,7 +263,7 @@ def check_lineage(outputs: Iterable[str | Path], expected: Mapping[str, Any]) ->
                     f"{path} was made from another version of {label}: run the same command again"
                 )
             waiting.append(label)
-    return len(seen)
+    return Lineage(len(seen), libraries.together(record.libraries for record in seen.values()))
 
 
 def check_run(run: Path, paths: Iterable[Path]) -> None:

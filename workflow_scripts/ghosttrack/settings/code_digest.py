@@ -6,7 +6,6 @@ binding, file helpers).
 """
 
 import ast
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -23,19 +22,6 @@ NOT_IN_DIGEST = frozenset({"runtime", "settings", "planning", "cli", "errors", "
 # Cache of parsed sources between processes; keys are path, size, inode and times. The time of the
 # last change (ctime) cannot be set: `cp -p`, `rsync -a` and archives keep modification times.
 CACHE = Path(".snakemake") / "ghosttrack_sources.json"
-# Packages whose version may change a result; the versions are recorded with it.
-LIBRARIES = (
-    "torch",
-    "transformers",
-    "zarr",
-    "numcodecs",
-    "numpy",
-    "scipy",
-    "pandas",
-    "scikit-learn",
-    "scikit-network",
-    "snakemake",
-)
 
 
 class ParsedSource(NamedTuple):
@@ -129,17 +115,6 @@ def _start_imports(path: Path) -> tuple[str, ...]:
         elif isinstance(node, ast.ImportFrom):
             imports.extend(_imported(node, path) or [node.module or ""])
     return tuple(imports)
-
-
-def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that results depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
 
 
 @cache
