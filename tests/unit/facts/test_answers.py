@@ -39,6 +39,7 @@ CORRECT, WRONG, AMBIGUOUS, EMPTY = (
         (" H. Potassium It is", "H"),
         (" Gen. Custer. He fell", "Gen. Custer"),
         (" Symphony No. 9. It is", "Symphony No. 9"),
+        (" In May. 5 people came", "In May"),
         (" No. 5 is a perfume", "No. 5 is a perfume"),
         (" K. Potassium is a metal", "K"),
         (" B. Paris", "B"),
@@ -356,6 +357,9 @@ def test_a_symbol_inside_an_answer_has_its_case(
 
 SAME_NUMBERS = (
     ("World War II", "world war 2", "World War Two"),
+    ("July 4, 1776", "4 July 1776", "the 4th of July, 1776", "July the fourth, 1776"),
+    ("December 7, 1941", "Dec. 7, 1941", "7 Dec 1941"),
+    ("10,000 km", "10000km", "10,000km"),
     ("World War I", "World War One", "world war i"),
     ("Henry VIII", "Henry 8"),
     ("the 1st", "first", "the First"),
@@ -391,3 +395,26 @@ def test_every_form_of_a_number_matches_every_other(forms: tuple[str, ...]) -> N
 )
 def test_other_numbers_do_not_match(answer: str, gold: str) -> None:
     assert judge(answer, [gold]) == WRONG
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("President Xi Jinping", "Xi Jinping"),
+        ("Part IV", "IV"),
+        ("Women have XX", "XX"),
+        ("July 4th", "4th"),
+        ("on the fifth of May", "the fifth"),
+        ("on July 4, 1776", "July 4"),
+        ("on 4 July 1776", "July 1776"),
+        ("Dec. 7, 1941", "1941"),
+        ("approx. 1,500", "1500"),
+    ],
+)
+def test_a_gold_answer_inside_an_answer_is_found_in_any_form(answer: str, gold: str) -> None:
+    assert judge(first_answer(f" {answer}"), [gold]) == CORRECT
+
+
+def test_another_day_of_the_same_month_is_wrong() -> None:
+    assert judge("July 4, 1776", ["5 July 1776"]) == WRONG
+    assert judge("4 August 1776", ["July 4, 1776"]) == WRONG

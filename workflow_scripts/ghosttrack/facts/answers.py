@@ -44,8 +44,23 @@ ABBREVIATIONS = frozenset(
 TITLES = frozenset(
     ("adm", "capt", "col", "gen", "gov", "hon", "lt", "maj", "prof", "rep", "rev", "sen", "sgt")
 )
-# And after these to a number: Symphony No. 9.
-NUMBERED = frozenset(("no", "nos", "op", "vol"))
+MONTHS = (
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+)
+SHORT_MONTHS = {month[:3]: month for month in MONTHS if month != "may"} | {"sept": "september"}
+# And after these to a number: Symphony No. 9, Dec. 7, ca. 1500.
+NUMBERED = frozenset(("no", "nos", "op", "vol", "approx", "ca", *SHORT_MONTHS))
 # Words that begin a sentence. A name does not go on with one of them: World War I. It began.
 STARTERS = frozenset(
     re.findall(
@@ -134,7 +149,8 @@ ORDINALS = {
         1,
     )
 } | {f"{word.removesuffix('y')}ieth": NUMBERS[word] for word in TENS}
-# Roman numerals that are no other word: World War II, Henry VIII.
+# Roman numerals of two letters or more: World War II, Henry VIII. They become digits wherever they
+# are, also in a name (Xi Jinping): a gold answer inside an answer has the same words as alone.
 ROMAN = {
     tens + unit: str(10 * ten + value)
     for ten, tens in enumerate(("", "x", "xx", "xxx"))
@@ -142,12 +158,6 @@ ROMAN = {
     if len(tens + unit) > 1
 }
 NEGATIVE = ("minus", "negative")
-MONTHS = frozenset(
-    re.findall(
-        r"\w+",
-        "january february march april may june july august september october november december",
-    )
-)
 SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
 
 
@@ -213,7 +223,7 @@ def judge(
     Raises:
         ValueError: no gold answer contains a word.
     """
-    accepted = {words for name in gold if (words := normalise(name))}
+    accepted = {words for name in gold for words in _forms(name)}
     if not accepted:
         raise ValueError("gold: no accepted answer contains a word")
     words = normalise(answer)
@@ -249,12 +259,28 @@ def _occurring(names: Iterable[str], answer: str) -> set[Words]:
     return {
         words
         for name in names
-        if (words := normalise(name))
-        and (
-            not re.fullmatch(r"[A-Z][A-Za-z]", name)
-            or re.search(rf"(?<!\w){re.escape(name)}(?!\w)", answer)
-        )
+        if not re.fullmatch(r"[A-Z][A-Za-z]", name)
+        or re.search(rf"(?<!\w){re.escape(name)}(?!\w)", answer)
+        for words in _forms(name)
     }
+
+
+@functools.lru_cache(maxsize=65_536)
+def _forms(name: str) -> frozenset[Words]:
+    """The words of a gold answer, and of a date in the other order; none if it has no word.
+
+    A lone ordinal is also the day of a date: `4th` is in `July 4th`, which is `july 4`.
+    """
+    words = normalise(name)
+    forms = {words} if words else set()
+    months = [word in MONTHS for word in words]
+    rest = [word for word, month in zip(words, months, strict=True) if not month]
+    named = months[:2].count(True) == 1 and not any(months[2:])
+    if len(words) in (2, 3) and named and all(map(str.isdecimal, rest)):
+        forms.add((words[1], words[0], *words[2:]))
+    if len(words) == 1 and (day := re.fullmatch(r"(\d+)th", words[0])):
+        forms |= {(month, day[1]) for month in MONTHS} | {(day[1], month) for month in MONTHS}
+    return frozenset(forms)
 
 
 def _is_letter(words: Words) -> bool:
@@ -306,14 +332,14 @@ def normalise(text: str) -> Words:
 
     They are in NFKC and lower case, without accents, punctuation and articles. Numbers become
     digits (`two`, `II`), and ordinals digits with `th` (`second`, `2nd`), or without in a date
-    (`July 4th` = `July 4`, `4th of July` = `4 July`). `Saint` becomes `st`.
+    (`July 4th` = `July 4`, `4th of July` = `4 July`). `Saint` becomes `st`, and `Dec` `december`.
     `percent` after a number, and `City` at the end of a longer name, are dropped (`Kuwait City` =
     `Kuwait`).
     """
     tokens = _tokens(text)
     # The last word is not an article: Vitamin A, Plan A, or the answer "A".
     words = [word for word in tokens[:-1] if word not in ARTICLES] + list(tokens[-1:])
-    words = ["st" if word == "saint" else word for word in words]
+    words = ["st" if word == "saint" else SHORT_MONTHS.get(word, word) for word in words]
     if len(words) > 1 and words[-1] in GENERIC_ENDINGS:
         words.pop()
     return tuple(_dates(_digits(_roman(_without_percent(words)))))
@@ -327,7 +353,7 @@ def _tokens(text: str) -> Words:
     )
     plain = plain.translate(PLAIN_LETTERS)
     plain = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in plain)
-    plain = re.sub(r"(?<=\d),(?=\d{3}\b)", "", plain)  # 1,000
+    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain)  # 1,000 and 1,000km
     plain = re.sub(rf"(?<=[^\W\d_])[{APOSTROPHES}](?=[^\W\d_])", "", plain)
     plain = plain.translate(dict.fromkeys(map(ord, APOSTROPHES), " "))
     plain = re.sub(r"\b([a-z])\.(?=[a-z]\b)", r"\1", plain)  # u.s. -> us
@@ -370,11 +396,10 @@ def _without_percent(words: Sequence[str]) -> list[str]:
 
 
 def _roman(words: Sequence[str]) -> list[str]:
-    """Replace Roman numerals after another word by digits: `world war ii` -> `world war 2`."""
-    numerals = [ROMAN.get(word, word) if at else word for at, word in enumerate(words)]
+    """Replace Roman numerals by digits: `world war ii` -> `world war 2`."""
     return [
-        "1" if word == "i" and words[max(at - 1, 0)] == "war" else word
-        for at, word in enumerate(numerals)
+        "1" if word == "i" and words[max(at - 1, 0)] == "war" else ROMAN.get(word, word)
+        for at, word in enumerate(words)
     ]
 
 
@@ -419,17 +444,17 @@ def _dates(words: Sequence[str]) -> list[str]:
     result: list[str] = []
     for at, word in enumerate(words):
         day = re.fullmatch(r"(\d+)th", word)
-        if day and (MONTHS.intersection(result[-1:]) or _month_follows(words, at)):
+        if day and (any(before in MONTHS for before in result[-1:]) or _month_follows(words, at)):
             word = day[1]
         linked = word == "of" and result and result[-1].isdecimal()
-        if not (linked and MONTHS.intersection(words[at + 1 : at + 2])):
+        if not (linked and any(after in MONTHS for after in words[at + 1 : at + 2])):
             result.append(word)
     return result
 
 
 def _month_follows(words: Sequence[str], at: int) -> bool:
     after = at + 2 if list(words[at + 1 : at + 2]) == ["of"] else at + 1
-    return not MONTHS.isdisjoint(words[after : after + 1])
+    return any(word in MONTHS for word in words[after : after + 1])
 
 
 def _number(words: Sequence[str], start: int) -> tuple[int, int]:
