@@ -415,6 +415,23 @@ def test_a_gold_answer_inside_an_answer_is_found_in_any_form(answer: str, gold: 
     assert judge(first_answer(f" {answer}"), [gold]) == CORRECT
 
 
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ("A. Charles Dickens", CORRECT),
+        ("(A) Charles Dickens", CORRECT),
+        ("A: a tale", CORRECT),
+        ("B. Charles Dickens", WRONG),
+        ("B) a tale", WRONG),
+        ("A.B. Yehoshua", WRONG),
+    ],
+)
+def test_the_letter_before_the_text_of_a_choice_decides(
+    answer: str, verdict: AnswerVerdict
+) -> None:
+    assert judge(first_answer(f" {answer}"), ["A"], ["B", "C", "D"]) == verdict
+
+
 def test_another_day_of_the_same_month_is_wrong() -> None:
     assert judge("July 4, 1776", ["5 July 1776"]) == WRONG
     assert judge("4 August 1776", ["July 4, 1776"]) == WRONG

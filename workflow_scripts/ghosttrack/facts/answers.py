@@ -69,6 +69,8 @@ STARTERS = frozenset(
         "these they this we what when where which who why you",
     )
 )
+# The letter of a choice before its text: A. Paris, (b) Rome, C: Oslo.
+_CHOICE = re.compile(r"\W*([A-Za-z])\s*[.:)](?!\w)")
 HEDGES = (
     "or",
     "maybe",
@@ -226,6 +228,9 @@ def judge(
     accepted = {words for name in gold for words in _forms(name)}
     if not accepted:
         raise ValueError("gold: no accepted answer contains a word")
+    choice = _CHOICE.match(answer)
+    if choice and any(map(_is_letter, accepted)):
+        answer = choice[1]
     words = normalise(answer)
     plain = _tokens(answer)
     refused = any(plain[: len(refusal)] == refusal for refusal in map(_phrase, REFUSALS))
