@@ -628,6 +628,33 @@ def test_gold_answers_without_a_letter_or_digit_are_refused_with_their_row(
         datasets.load_questions(settings(**base), seed=0, count=2)
 
 
+@pytest.mark.parametrize(
+    ("gold", "refused"),
+    [
+        ("Paris\nLutetia", True),
+        ("He won. He was proud.", True),
+        (["Paris\nLutetia", "Paris"], False),
+        ("Dr. No; St. John's", False),
+        ("n/a or none", False),
+    ],
+)
+def test_gold_answers_that_no_answer_can_match_are_refused_with_their_row(
+    tmp_path: Path, gold: Any, refused: bool
+) -> None:
+    rows = [{"q": f"Number {n}?", "gold": gold if n == 4 else str(n)} for n in range(9)]
+    path = write_lines(tmp_path / "q.jsonl", rows)
+    chosen = settings(
+        source="file", mode="generated", path=str(path), question_column="q", gold_column="gold"
+    )
+    if not refused:
+        assert len(datasets.load_questions(chosen, seed=0, count=9)) == 4
+        return
+    with pytest.raises(
+        UserError, match=r"row 5 of .*'gold': no answer can match .* \(1 of 9 rows\)"
+    ):
+        datasets.load_questions(chosen, seed=0, count=2)
+
+
 def test_several_labelled_spans_of_one_text_all_stay(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from unicodedata import normalize
 
 from ghosttrack.errors import UserError
-from ghosttrack.facts.answers import normalise
+from ghosttrack.facts.answers import AnswerVerdict, first_answer, judge, normalise
 from ghosttrack.facts.examples import Example, Question, same_text
 from ghosttrack.facts.spans import has_hallucination, shifted
 from ghosttrack.inputs import span_cells
@@ -130,7 +130,8 @@ def read_questions(settings: DatasetSettings) -> list[Question]:
     """Questions and gold answers of a `file` data set in generated mode, without id and prompt.
 
     Raises:
-        UserError: missing column, empty question, or no accepted answer that contains a word.
+        UserError: missing column, empty question, no accepted answer that contains a word, or only
+            accepted answers that no answer can match.
     """
     name = str(settings.path)
     question_column, gold_column = str(settings.question_column), str(settings.gold_column)
@@ -153,6 +154,7 @@ def read_questions(settings: DatasetSettings) -> list[Question]:
             )
         group = _group(row, number, settings, question)
         questions.append(Question("", group, "file", "", question, "", gold))
+    _require_matchable(questions, gold_column, name)
     for number, entry in enumerate(questions[:_SHOWN_ROWS], start=1):
         log.info(
             "row %d of %s: %s has the accepted answers %s",
@@ -163,6 +165,27 @@ def read_questions(settings: DatasetSettings) -> list[Question]:
         )
     _log_missing_groups(rows, settings)
     return questions
+
+
+def _require_matchable(questions: Sequence[Question], column: str, name: str) -> None:
+    """Check that the first sentence of the first line of an answer can match each question's gold."""
+    never = [
+        number
+        for number, question in enumerate(questions, start=1)
+        if not any(
+            judge(first_answer(f" {answer}"), [answer]) == AnswerVerdict.CORRECT
+            for answer in question.gold
+            if normalise(answer)
+        )
+    ]
+    if never:
+        first = questions[never[0] - 1].gold
+        raise UserError(
+            f"row {never[0]} of {name}, column {column!r}: no answer can match {shown(first)}, "
+            "because an answer is judged by the first sentence of its first line "
+            f"({len(never)} of {len(questions)} rows); write one short answer, several separated by "
+            "`;`, or remove the row"
+        )
 
 
 def check_columns(settings: DatasetSettings) -> None:
