@@ -655,6 +655,27 @@ def test_gold_answers_that_no_answer_can_match_are_refused_with_their_row(
         datasets.load_questions(chosen, seed=0, count=2)
 
 
+@pytest.mark.parametrize("groups", [1, 6])
+def test_questions_in_the_groups_of_demonstrations_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, groups: int
+) -> None:
+    rows = [{"q": f"Number {n}?", "gold": str(n), "topic": n % groups} for n in range(30)]
+    chosen = settings(
+        source="file",
+        mode="generated",
+        path=str(write_lines(tmp_path / "q.jsonl", rows)),
+        question_column="q",
+        gold_column="gold",
+        group_column="topic",
+    )
+    if groups == 1:
+        with pytest.raises(UserError, match="demonstrations in the prompt are of all groups"):
+            datasets.load_questions(chosen, seed=0, count=30)
+        return
+    asked = datasets.load_questions(chosen, seed=0, count=30)
+    assert f"{30 - datasets.SHOTS - len(asked)} of 30 questions are not asked" in caplog.text
+
+
 def test_several_labelled_spans_of_one_text_all_stay(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

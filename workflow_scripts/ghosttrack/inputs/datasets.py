@@ -230,6 +230,20 @@ def load_questions(
     for index in order[SHOTS:]:
         if pool[index].group not in shown_groups:
             by_relation.setdefault(pool[index].relation, []).append(int(index))
+    hidden = len(pool) - SHOTS - sum(map(len, by_relation.values()))
+    if not by_relation:
+        raise UserError(
+            f"path: {_name(settings)}: the {SHOTS} demonstrations in the prompt are of all groups, "
+            "so that no question is left; make smaller groups (group_column), or add questions of "
+            "other groups"
+        )
+    if hidden:
+        log.warning(
+            "%d of %d questions are not asked, because a demonstration in the prompt is of the same "
+            "group; smaller groups (group_column) leave more",
+            hidden,
+            len(pool),
+        )
     chosen = sorted(_round_robin(list(by_relation.values()), count // (2 if wordings else 1)))
     asked = [
         pool[index]._replace(
