@@ -13,6 +13,7 @@ import run_fakes
 from ghosttrack.api import Detector
 from ghosttrack.cli import calibrate, score
 from ghosttrack.cli.calibrate import read_labelled
+from ghosttrack.detection import calibration
 from ghosttrack.errors import UserError
 
 
@@ -160,6 +161,22 @@ def test_the_curve_never_replaces_the_labelled_texts(
     )
     assert f"--out: {texts} is a given file, which would be overwritten" in capsys.readouterr().err
     assert texts.read_bytes() == before
+
+
+def test_the_curve_replaces_no_other_file_that_out_does_not_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = table(tmp_path / "texts.csv", [(f"a {number}", number % 2) for number in range(39)])
+    other = table(tmp_path / "mine.csv", [("a", 1)])
+    before = other.read_bytes()
+    arguments = [str(tmp_path), "--texts", str(texts), "--out", f"{tmp_path}/mine.json"]
+    assert calibrate.main(arguments) == 2
+    assert f"--out: {other}, the file of the risk-coverage curve" in capsys.readouterr().err
+    assert other.read_bytes() == before
+    point = calibration.Point(1.0, 1, 0, 0.0, 0.0, 1.0, 0.9)
+    other.write_text(calibrate.curve_csv([point]))
+    assert calibrate.main(arguments) == 2  # an earlier curve is replaced
+    assert "39 labelled texts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

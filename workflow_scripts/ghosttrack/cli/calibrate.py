@@ -37,6 +37,8 @@ _NUMBERS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _WORDS = {"hallucinated": 1, "true": 0}
 # Shares of texts in the printed risk-coverage curve.
 _COVERAGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# Beginning of the file of the curve.
+_CURVE_HEADER = "coverage,decided,errors,"
 # Below this AUROC the labels are probably inverted.
 _INVERTED = 0.35
 
@@ -195,6 +197,16 @@ def curve_csv(curve: Sequence["Point"]) -> str:
     return stream.getvalue()
 
 
+def _refused_curve(path: Path) -> str:
+    """Why the curve is not written at a path that only --out implies, with a remedy; "" if it is."""
+    if not path.is_file() or path.read_bytes().startswith(_CURVE_HEADER.encode()):
+        return ""
+    return (
+        f"{path}, the file of the risk-coverage curve, exists and is none, and would be "
+        "overwritten; name another .json file"
+    )
+
+
 def calibrated(labelled: Labelled, scores: Sequence[ScoredText]) -> tuple["Calibration", "Reached"]:
     """The calibration on all texts, and what it reaches by nested cross-validation."""
     import numpy as np
@@ -276,6 +288,8 @@ def main(arguments: list[str]) -> int:
         for written in (out, out.with_suffix(".csv")):
             if reason := refused_path(written) or refused_input(written, given):
                 raise UserError(f"--out: {reason}")
+        if reason := _refused_curve(out.with_suffix(".csv")):
+            raise UserError(f"--out: {reason}")
         context = read_context(chosen.context, chosen.encoding)
         labelled = read_labelled(chosen.texts, context, chosen.encoding, chosen.true_label)
         _calibrate(chosen, labelled, out)
