@@ -165,7 +165,7 @@ def test_a_calibration_of_another_detector_or_a_changed_file_is_refused(
     path.write_text(json.dumps({**content, "intercept": 9.0}))
     with pytest.raises(UserError, match="was changed after make calibrate wrote it"):
         calibration.load(path, about)
-    for other in ("[]", "{}"):
+    for other in ("[]", "{}", "coverage,decided\n"):
         path.write_text(other)
         with pytest.raises(UserError, match="is not a calibration"):
             calibration.load(path, about)

@@ -266,7 +266,10 @@ def load(path: Path, about: Mapping[str, Any]) -> Calibration:
         raise UserError(
             f"calibration: there is no file {path}; make one with make calibrate, which names it"
         )
-    content = files.read_json(path)
+    try:
+        content = files.read_json(path)
+    except UserError:  # its advice, to delete the file, is for files of a run
+        content = None
     sealed = content.pop("sha256", "") if isinstance(content, dict) else ""
     if not sealed or sealed != files.sha256_json(content):
         raise UserError(
