@@ -130,7 +130,8 @@ class Detector:
             reasons: number of features to name per text.
 
         Raises:
-            UserError: a text is empty, too long or without its answer, or two texts have one id.
+            UserError: a text is empty, too long or without its answer, two texts have one id, or the
+                calibration is for texts with a marked answer and a text has none, or the reverse.
         """
         if not 0.5 <= confidence <= 1:
             raise UserError(f"confidence: {confidence} must be from 0.5 (never abstain) to 1")
@@ -152,9 +153,24 @@ class Detector:
                     "a context does not change the verdict on a text without `answer`, only the "
                     "scores of its words: mark the answer, or leave out the context"
                 )
+            self._require_calibrated(window)
             for score in self._window(window, level, reasons):
                 yield self.calibration.apply(score, confidence) if self.calibration else score
             size = min(2 * size, WINDOW)
+
+    def _require_calibrated(self, window: Sequence[Text]) -> None:
+        """Check that the calibration is of the detector that judges: of answers, or of statements."""
+        fitted = self.calibration.about.get("whole") if self.calibration else None
+        for text in window:
+            if self.calibration and fitted and self._is_whole(text) not in fitted:
+                kind, remedy = (
+                    ("with", "mark it") if True not in fitted else ("without", "mark none")
+                )
+                raise UserError(
+                    f"text {text.id}: the calibration {self.calibration.name} was fitted on texts "
+                    f"{kind} a marked answer, which another detector judges; {remedy}, or score "
+                    "without this calibration"
+                )
 
     def _window(
         self, window: Sequence[Text], confidence: float, reasons: int

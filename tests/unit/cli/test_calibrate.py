@@ -5,7 +5,9 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import run_fakes
@@ -14,6 +16,7 @@ from ghosttrack.api import Detector
 from ghosttrack.cli import calibrate, score
 from ghosttrack.cli.calibrate import read_labelled
 from ghosttrack.detection import calibration
+from ghosttrack.detection.scored_texts import Text
 from ghosttrack.errors import UserError
 
 
@@ -62,6 +65,34 @@ def test_a_calibration_is_written_beside_the_detector_and_named_in_its_scores(
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert [float(row["probability"]) for row in rows] == [line["probability"] for line in lines]
     assert f"calibration {path.name}" in (tmp_path / "out.html").read_text()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_calibration_is_for_texts_that_the_same_detector_judges(
+    monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    detector = Detector.__new__(Detector)
+    numbers = np.zeros(4)
+    detector.calibration = calibration.Calibration(
+        "mine.json",
+        numbers,
+        numbers,
+        numbers,
+        0.0,
+        numbers,
+        numbers > 0,
+        1.0,
+        True,
+        {"whole": [whole]},
+    )
+    monkeypatch.setattr(detector, "_judge", SimpleNamespace(reason=""), raising=False)
+    monkeypatch.setattr(detector, "_window", lambda *_: iter(()))
+    texts = [Text("It is Rome."), Text("It is Rome.", "Rome")]
+    assert detector.score(texts[not whole :][:1]) == []
+    with pytest.raises(
+        UserError, match=f"text {1 + whole}: .* {'mark none' if whole else 'mark it'}"
+    ):
+        detector.score(texts)
 
 
 def test_a_calibration_is_refused_after_the_detector_has_changed(

@@ -320,6 +320,7 @@ def _calibrate(chosen: argparse.Namespace, labelled: Labelled, out: Path) -> Non
         "texts": len(labels),
         "hallucinated": int(labels.sum()),
         "groups": len(set(_cv_groups(labelled))),
+        "whole": sorted({score.whole for score in scores}),
         "auroc": calibration.auroc(labels, reached.probability),
         "auroc_before": calibration.auroc(labels, [score.probability for score in scores]),
     }
