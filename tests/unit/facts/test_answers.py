@@ -435,3 +435,34 @@ def test_the_letter_before_the_text_of_a_choice_decides(
 def test_another_day_of_the_same_month_is_wrong() -> None:
     assert judge("July 4, 1776", ["5 July 1776"]) == WRONG
     assert judge("4 August 1776", ["July 4, 1776"]) == WRONG
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "verdict"),
+    [
+        ("\u0926\u093e\u0932", "\u0926\u093f\u0932", WRONG),  # Hindi: lentils, heart
+        ("\u0926\u093f\u0932 \u0939\u0948", "\u0926\u093f\u0932", CORRECT),
+        ("\u30cf\u30ea", "\u30d1\u30ea", WRONG),  # Japanese: needle, Paris
+        ("\u30d1\u30ea\u3067\u3059", "\u30d1\u30ea", CORRECT),
+        ("\u5317\u4eac\u662f\u4e2d\u56fd\u7684\u9996\u90fd", "\u5317\u4eac", CORRECT),  # Chinese
+        ("\u6771\u4eac", "\u4eac\u90fd", WRONG),  # Tokyo, Kyoto
+        (
+            "\u0e04\u0e37\u0e2d\u0e01\u0e23\u0e38\u0e07\u0e40\u0e17\u0e1e",
+            "\u0e01\u0e23\u0e38\u0e07\u0e40\u0e17\u0e1e",
+            CORRECT,
+        ),
+        (
+            "\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd",
+            "\u05e9\u05dc\u05d5\u05dd",
+            CORRECT,
+        ),  # Hebrew with points
+        ("S\u00e3o Paulo", "Sao Paulo", CORRECT),
+    ],
+)
+def test_marks_and_scripts_without_spaces(answer: str, gold: str, verdict: AnswerVerdict) -> None:
+    assert judge(first_answer(f" {answer}"), [gold]) == verdict
+
+
+def test_end_marks_of_other_scripts_end_an_answer() -> None:
+    assert first_answer(" \u6771\u4eac\u3002\u4eba\u53e3") == "\u6771\u4eac"
+    assert first_answer(" \u0926\u093f\u0932\u0964 x") == "\u0926\u093f\u0932"

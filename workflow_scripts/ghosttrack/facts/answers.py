@@ -29,6 +29,26 @@ PLAIN_LETTERS = str.maketrans("\u0142\u0111\u0127\u00f0\u00f8\u0131", "ldhdoi") 
     0xE6: "ae",
     0x153: "oe",
 }
+# Vowel signs and other marks that make another word, as in Hindi, Thai and Japanese.
+_MARKS = "".join(
+    chr(code)
+    for code in (*range(0x900, 0x1D00), *range(0xA800, 0xAC00), 0x3099, 0x309A)
+    if unicodedata.category(chr(code))[0] == "M"
+)
+# Scripts without spaces between words, of which every letter is compared as a word: Han, Hiragana,
+# Thai, Lao, Burmese, Khmer.
+_UNSPACED = (
+    r"\u3005-\u3007\u3041-\u3096\u3400-\u9fff\U00020000-\U0003ffff"
+    r"\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff"
+)
+_LETTER = r"[^\W\d_]"
+_TOKEN = re.compile(
+    # A minus sign belongs to the number unless it is a hyphen: carbon-14.
+    r"\d+(?:st|nd|rd|th)(?!\w)|(?:(?<![\w-])[-\u2212])?\d+(?:\.\d+)?"
+    rf"|(?={_LETTER})[{_UNSPACED}][{_MARKS}]*"
+    # + and # after a letter are part of the word: C++, C#, A+.
+    rf"|{_LETTER}(?:(?![{_UNSPACED}]){_LETTER}|[{_MARKS}])*(?:[+#]+(?!\w))?"
+)
 # These apostrophes do not divide a word: N'Djamena, Ndjamena, Nuku\u02bbalofa.
 APOSTROPHES = "'\u2018\u2019\u02bb\u02bc`\u00b4\u2032"
 # Spaces that separate groups of digits: no-break, thin, narrow no-break.
@@ -166,10 +186,13 @@ SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_
 def first_answer(text: str) -> str:
     """The first sentence of the first non-blank line of a continuation, without its end mark.
 
+    The end marks of Chinese, Japanese, Hindi, Arabic and Urdu count, too.
     Full stops in abbreviations, initials and numbers do not end a sentence.
     """
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    for mark in re.finditer(r"[.!?;]+(?=\s|$|[\"')\]])", line):
+    for mark in re.finditer(
+        r"[.!?;]+(?=\s|$|[\"')\]])|[\u3002\uff01\uff1f\u0964\u061f\u06d4]+", line
+    ):
         before = line[: mark.start()]
         if mark.group() == "." and _goes_on(before, line[mark.end() :]):
             continue
@@ -229,7 +252,7 @@ def judge(
     if not accepted:
         raise ValueError("gold: no accepted answer contains a word")
     choice = _CHOICE.match(answer)
-    if choice and any(map(_is_letter, accepted)):
+    if choice and any(_is_letter(words) and words[0].isascii() for words in accepted):
         answer = choice[1]
     words = normalise(answer)
     plain = _tokens(answer)
@@ -335,7 +358,8 @@ def _contains(words: Words, phrase: Words) -> bool:
 def normalise(text: str) -> Words:
     """The words by which answers are compared.
 
-    They are in NFKC and lower case, without accents, punctuation and articles. Numbers become
+    They are in NFKC and lower case, without accents, punctuation and articles. Scripts without
+    spaces between words, such as Chinese and Thai, are compared by letters. Numbers become
     digits (`two`, `II`), and ordinals digits with `th` (`second`, `2nd`), or without in a date
     (`July 4th` = `July 4`, `4th of July` = `4 July`). `Saint` becomes `st`, and `Dec` `december`.
     `percent` after a number, and `City` at the end of a longer name, are dropped (`Kuwait City` =
@@ -353,9 +377,7 @@ def normalise(text: str) -> Words:
 def _tokens(text: str) -> Words:
     plain = re.sub(rf"(?<=\d)[{DIGIT_SPACES}](?=\d{{3}}(?!\d))", "", text)  # 3 500
     plain = unicodedata.normalize("NFKC", plain).casefold()
-    plain = "".join(
-        char for char in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(char)
-    )
+    plain = "".join(char for char in unicodedata.normalize("NFKD", plain) if not _is_accent(char))
     plain = plain.translate(PLAIN_LETTERS)
     plain = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in plain)
     plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain)  # 1,000 and 1,000km
@@ -363,14 +385,13 @@ def _tokens(text: str) -> Words:
     plain = plain.translate(dict.fromkeys(map(ord, APOSTROPHES), " "))
     plain = re.sub(r"\b([a-z])\.(?=[a-z]\b)", r"\1", plain)  # u.s. -> us
     plain = plain.replace("&", " and ")
-    # A minus sign belongs to the number unless it is a hyphen: carbon-14.
-    # + and # after a letter are part of the word: C++, C#, A+.
-    words = re.findall(
-        r"\d+(?:st|nd|rd|th)(?!\w)|(?:(?<![\w-])[-\u2212])?\d+(?:\.\d+)?"
-        r"|[^\W\d_]+(?:[+#]+(?!\w))?",
-        plain,
-    )
-    return tuple(_canonical(word.replace("\u2212", "-")) for word in words)
+    return tuple(_canonical(word.replace("\u2212", "-")) for word in _TOKEN.findall(plain))
+
+
+def _is_accent(char: str) -> bool:
+    """Whether a mark leaves the word the same: accents, and the points of Hebrew and Arabic."""
+    kind = unicodedata.combining(char)
+    return kind in (1, 7) or 10 <= kind <= 36 or kind >= 200
 
 
 def _canonical(word: str) -> str:
