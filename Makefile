@@ -24,7 +24,7 @@ status: $(READY) ## expected cost and progress of a run; also works while the ru
 	$(BIN)/python -m ghosttrack.cli.status $(ARGS)
 
 score: $(READY) ## the detector of a finished run on your own texts: make score ARGS="results/smollm2-135m --texts mine.csv --out mine.html"
-	@$(BIN)/python -m ghosttrack.cli.score $(ARGS)
+	@$(BIN)/python -m ghosttrack.cli.score $(value ARGS)
 
 calibrate: $(READY) ## recalibrate the detector of a finished run on your own labelled texts: make calibrate ARGS="results/smollm2-135m --texts labelled.csv"
 	@$(BIN)/python -m ghosttrack.cli.calibrate $(ARGS)

@@ -43,6 +43,19 @@ def test_make_run_takes_a_target_among_its_arguments(house: Path) -> None:
     assert "write_report" not in counts
 
 
+def test_make_score_passes_a_dollar_sign_on() -> None:
+    text = "It costs $5 or $10M."
+    result = subprocess.run(
+        ["make", "-n", "score", "READY=", f"ARGS=results/x '{text}'"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"results/x '{text}'" in result.stdout
+
+
 def test_both_models_are_planned_together_and_compared(house: Path) -> None:
     result = snakemake(house, "--profile", "slurm", "--config", "model=both", "-n")
     counts = job_counts(result.stdout + result.stderr)
