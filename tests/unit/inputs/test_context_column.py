@@ -46,6 +46,21 @@ def test_texts_with_the_same_context_are_together_and_in_one_group(tmp_path: Pat
     assert len({group[name] for name in ("one", "two", "four", "five")}) == 4
 
 
+def test_a_context_that_most_texts_share_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    passages = ["You are helpful."] * 4 + ["first", ""]
+    written = [
+        {"text": f"text {number}", "label": number % 2, "passage": passage}
+        for number, passage in enumerate(passages)
+    ]
+    datasets.load_examples(settings(write(tmp_path / "x.jsonl", written)), 0)
+    assert "4 of 6 texts share the context 'You are helpful.', so they are one gr" in caplog.text
+    caplog.clear()
+    datasets.load_examples(settings(write(tmp_path / "x.jsonl", written[2:])), 0)
+    assert "share the context" not in caplog.text
+
+
 def test_a_long_context_gives_its_group_a_short_name(tmp_path: Path) -> None:
     long = "A passage. " * 4_000
     passages = [long, f"{long} another", long.upper(), "short"]

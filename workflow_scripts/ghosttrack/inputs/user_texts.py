@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -121,6 +122,7 @@ def texts_of_rows(rows: Sequence[Row], settings: DatasetSettings, name: str) -> 
     else:
         _log_labels(rows, texts, settings)
     if settings.context_column:
+        _log_shared_context(texts)
         texts = joined_by_context(texts)
     _log_missing_groups(rows, settings)
     return texts
@@ -332,6 +334,21 @@ def joined_by_context(texts: Sequence[Example]) -> list[Example]:
 def _lacks_group(row: Row, column: str) -> bool:
     group = as_text(cell(row, column))
     return group is not None and group.strip().lower() in _NO_GROUP
+
+
+def _log_shared_context(texts: Sequence[Example]) -> None:
+    """Warn of a context that most texts share, such as a system prompt: they are one group."""
+    contexts = Counter(text.context for text in texts if text.context)
+    for context, count in contexts.most_common(1):
+        if 2 < count > len(texts) / 2:
+            log.warning(
+                "%d of %d texts share the context %s, so they are one group and stay in one fold; if "
+                "it is an instruction and no source, write it before the question in question_column, "
+                "or leave it out",
+                count,
+                len(texts),
+                shown(context),
+            )
 
 
 def _log_missing_groups(rows: Sequence[Row], settings: DatasetSettings) -> None:
