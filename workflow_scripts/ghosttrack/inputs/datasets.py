@@ -140,7 +140,8 @@ def _conflict(
         raise UserError(
             f"conflict: none of the {plain['group'].nunique()} groups has a prompt with one true "
             "and one false answer; expected minimal pairs. Give both answers of a question as two "
-            "rows (question_column, label_column), or leave out conflict"
+            "rows (question_column, label_column), or both statements one group (answer_column, "
+            "group_column), or leave out conflict"
         )
     smallest = 2 * int(pairs["group"].value_counts().min())
     if most is not None and most < 2 * smallest:
