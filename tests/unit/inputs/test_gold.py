@@ -23,7 +23,7 @@ FILES = ("csv", "jsonl", "parquet")
 FORMS: dict[str, tuple[Any, list[str]]] = {
     "text": ("Paris", ["Paris"]),
     "texts with semicolons": ("Paris; City of Paris", ["Paris", "City of Paris"]),
-    "text with an HTML entity": ("AT&amp;T; Bell &amp; Co", ["AT&amp;T", "Bell &amp; Co"]),
+    "text with an HTML entity": ("AT&amp;T; Bell &amp; Co", ["AT&T", "Bell & Co"]),
     "text that begins with a round bracket": ("(5) Ceres; (a, b)", ["(5) Ceres", "(a, b)"]),
     "text in quotation marks": ('"Heroes"', ["Heroes"]),
     "integer": (7, ["7"]),
@@ -32,6 +32,7 @@ FORMS: dict[str, tuple[Any, list[str]]] = {
     "integer-valued float": (7.0, ["7"]),
     "boolean": (True, ["true"]),
     "list": (["Paris", "a; b"], ["Paris", "a; b"]),
+    "list with an HTML entity": (["Bell &amp; Co", "R&D; x"], ["Bell & Co", "R&D; x"]),
     "list of numbers": ([1942, 7.0], ["1942", "7"]),
     "list with a null": (["Paris", None], ["Paris"]),
     "list as Python writes it": (str(["Paris", "l'\"or", "a; b"]), ["Paris", "l'\"or", "a; b"]),

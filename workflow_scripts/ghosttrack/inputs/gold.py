@@ -13,10 +13,12 @@
 | `{short_answers, yes_no_answer, ...}` (Natural Questions) | their texts, `yes` or `no` |
 | `{choices, labels}` (MC1, MC2 of TruthfulQA) | the choices with label 1 |
 
+An HTML entity in a text (`AT&amp;T`) is its character.
 Anything else is refused. Text is never executed as Python: `ast.literal_eval` reads literals only.
 """
 
 import ast
+import html
 import io
 import json
 import re
@@ -39,7 +41,8 @@ EXPECTED = (
 # deque([...]).
 _CONSTRUCTOR = re.compile(r"[A-Za-z_.]+\(\s*[\[{(]")
 # The parts between semicolons. A semicolon that ends an HTML entity is no separator: AT&amp;T.
-_PARTS = re.compile(r"(?:&(?:amp|lt|gt|quot|apos|nbsp|#\d+|#x[0-9a-fA-F]+);|[^;])+")
+_ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d+|#x[0-9a-fA-F]+);")
+_PARTS = re.compile(rf"(?:{_ENTITY.pattern}|[^;])+")
 # The test split of TriviaQA has this token instead of its hidden answers.
 _HIDDEN = "<unk>"
 # Keys next to `text` that give the position of an answer, and keys next to TriviaQA's `value` and
@@ -135,11 +138,13 @@ def _of_text(text: str, separated: bool) -> list[str]:
         )
     if separated and (re.fullmatch(r"-?\d+\.0", text) or text in ("True", "False")):
         return [text.removesuffix(".0").lower()]
-    return [part for match in _PARTS.findall(text) if (part := match.strip())]
+    return [answer for part in _PARTS.findall(text) for answer in _texts(part)]
 
 
 def _texts(text: str) -> list[str]:
-    return [text.strip()] if text.strip() else []
+    """A text with characters in place of HTML entities, which no answer has; [] if it is blank."""
+    plain = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text).strip()
+    return [plain] if plain else []
 
 
 def _of_item(item: Any) -> list[str]:
