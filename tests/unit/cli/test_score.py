@@ -200,3 +200,22 @@ def test_a_wrong_path_is_refused_in_one_line_before_the_model_is_loaded(
         sys.exit(score.main(arguments))
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in last
+
+
+@pytest.mark.parametrize(
+    ("texts", "refused"),
+    [
+        (["Rome", "is"], True),
+        ([" Rome ", "is\t"], True),
+        (
+            ["\u4e1c\u4eac\u5728\u65e5\u672c\u3002", "\u5df4\u9ece\u5728\u5fb7\u56fd\u3002"],
+            False,
+        ),  # Chinese
+        (["Rome is in Italy.", "No"], False),
+    ],
+)
+def test_words_without_quotation_marks_are_refused_and_texts_without_spaces_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], texts: list[str], refused: bool
+) -> None:
+    assert score.main([str(tmp_path / "no_run"), *texts]) == 2
+    assert ("texts of one word each" in capsys.readouterr().err) == refused

@@ -241,7 +241,10 @@ def main(arguments: list[str]) -> int:
             raise UserError("give texts either as arguments or as a file with --texts")
         if chosen.answer and len(chosen.text) != 1:
             raise UserError("--answer needs exactly one text; in a file, use the column `answer`")
-        if len(chosen.text) > 1 and not any(" " in text.strip() for text in chosen.text):
+        # Other scripts may write no spaces: Chinese, Thai.
+        if len(chosen.text) > 1 and all(
+            text.isascii() and len(text.split()) < 2 for text in chosen.text
+        ):
             raise UserError(
                 f"{len(chosen.text)} texts of one word each: put quotation marks around each text"
             )
