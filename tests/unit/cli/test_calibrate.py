@@ -46,6 +46,9 @@ def test_a_calibration_is_written_beside_the_detector_and_named_in_its_scores(
     assert "nested cross-validation" in shown
     assert "Risk and coverage" in shown
     assert str(path) in shown
+    spaced = tmp_path / "my calibration.json"
+    assert calibrate.main([str(run), "--texts", str(texts), "--out", str(spaced)]) == 0
+    assert f"--calibration '{spaced}' --texts" in capsys.readouterr().out
     curve = list(csv.DictReader(path.with_suffix(".csv").read_text().splitlines()))
     assert [int(row["decided"]) for row in curve] == list(range(1, len(curve) + 1))
     assert float(curve[-1]["coverage"]) == 1

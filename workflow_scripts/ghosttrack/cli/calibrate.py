@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -171,7 +172,7 @@ def report(
         )
     yield ""
     yield f"written: {out} and {out.with_suffix('.csv')}"
-    yield f'use it: make score ARGS="RUN --calibration {out} --texts FILE"'
+    yield f'use it: make score ARGS="RUN --calibration {shlex.quote(str(out))} --texts FILE"'
 
 
 def _errors(labels: Any, probability: Any, decided: Any, cv_groups: Any) -> "Point":
