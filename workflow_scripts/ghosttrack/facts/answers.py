@@ -216,7 +216,8 @@ def _goes_on(before: str, after: str) -> bool:
     starts = following.casefold() in STARTERS and not initials
     if not following[:1].isupper() or starts:
         return False
-    if plain in TITLES:
+    # The number before the first line of a list: 1. Paris.
+    if plain in TITLES or before.strip() == "1":
         return True
     # An initial follows another word of the name, or a name of two words or another initial follows
     # it: George W. Bush, F. Scott Fitzgerald, J. K. Rowling. At the start of an answer, a letter may
