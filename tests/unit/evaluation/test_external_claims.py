@@ -133,6 +133,23 @@ def test_twenty_scores_from_outside_leave_a_verdict_and_are_corrected_together()
     assert smallest["p_holm"] >= smallest["p"] * (len(facts) - rank)
 
 
+def test_a_score_is_not_established_where_its_trained_controls_could_not_be_fitted() -> None:
+    """A table needs no folds, but the controls do: here one class has too few groups."""
+    rng = np.random.default_rng(5)
+    reason = "9 of 120 texts are hallucinated, in 9 groups: 10 groups are needed for 5 folds"
+    table = run_of(rng) | {"mine": 4 * LABELS + rng.standard_normal(len(LABELS))}
+    complete = long_table(**table)
+    assert verdicts(complete)[BEST] == registry.ESTABLISHED
+    trained = complete["score"].isin(["ghosttrack", "text_only", "output_regression"])
+    unfitted = complete.assign(
+        value=complete["value"].where(~trained), reason=np.where(trained, reason, "")
+    )
+    judged = judgement.judge(unfitted, {}, [], [], SETTINGS, 0).ledger
+    own = judged[judged["ours"] == "table.mine"]
+    assert list(own["verdict"]) == [registry.NOT_ESTABLISHED] * 2
+    assert set(own["reason"]) == {f"text_only was not run: {reason}"}
+
+
 def test_a_mean_over_data_sets_needs_a_score_on_each() -> None:
     rng = np.random.default_rng(4)
     first = long_table(**run_of(rng), mine=rng.standard_normal(len(LABELS)))

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ghosttrack import scores as registry
 from ghosttrack import statistics
+from ghosttrack.detection import controls
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation.claims import (
     ClaimSpec,
@@ -194,15 +195,9 @@ def _verdict(
         if np.isfinite(gain.value):
             return registry.NOT_ESTABLISHED, registry.NO_INTERVAL
         missing = row.claim.ours if not row.scope.has(row.claim.ours) else row.control
-        noted = next(
-            (
-                str(line["reason"])
-                for line in row.scope.rows
-                if line["score"] == missing and line["reason"]
-            ),
-            "",
-        )
-        return registry.NOT_ESTABLISHED, f"{missing} was not run" + (f": {noted}" if noted else "")
+        return registry.NOT_ESTABLISHED, _not_run(row.scope, missing)
+    if untrained := _without_folds(row):
+        return registry.NOT_ESTABLISHED, _not_run(row.scope, untrained)
     if unfair:
         return registry.NOT_ESTABLISHED, registry.NULL_ROWS_DIFFER
     if row.explained:
@@ -221,6 +216,28 @@ def _verdict(
     if gain.high < 0:
         return registry.NOT_ESTABLISHED, "the control wins"
     return registry.NOT_ESTABLISHED, "the interval of the difference covers 0"
+
+
+def _without_folds(row: _Comparison) -> str:
+    """The first trained control of a claim that could not be fitted on the data set, or "".
+
+    Then a score from outside, which needs no folds, would be compared with few of its controls.
+    """
+    return next(
+        (
+            name
+            for name in row.claim.controls
+            if name not in controls.UNTRAINED
+            and name in row.scope.auroc
+            and not row.scope.has(name)
+        ),
+        "",
+    )
+
+
+def _not_run(scope: ScopeResult, score_name: str) -> str:
+    noted = next((str(line["reason"]) for line in scope.rows if line["score"] == score_name), "")
+    return f"{score_name} was not run" + (f": {noted}" if noted else "")
 
 
 def require_headline(table: pd.DataFrame) -> None:
