@@ -63,6 +63,8 @@ rule evaluate_token_detectors:
         mem_mb=memory_for(memory.token_evaluation),
         runtime=scaled(30),
     params:
+        datasets=per_spans("{dataset}"),
+        controls=control_datasets,
         evaluation=settings_of("evaluation", "evaluate_token_detectors"),
         seed=settings_of("seed", "evaluate_token_detectors"),
         code=source_digest("evaluate_token_detectors"),

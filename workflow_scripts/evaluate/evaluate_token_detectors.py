@@ -15,16 +15,25 @@ def main(
     choices: list[Path],
     metrics: Path,
     claims: Path,
+    datasets: list[str],
+    controls: list[str],
     evaluation: EvaluationSettings,
     seed: int,
 ) -> None:
     """Write token_metrics.csv and token_claims.csv.
 
-    `scores` and `choices` are in the order of the data sets with spans.
+    `scores` and `choices` are in the order of `datasets`, the data sets with spans; `controls`
+    names the positive controls.
     """
     found = [
-        token_tables.tables(tables.read_parquet(scored), tables.read_csv(chosen), evaluation, seed)
-        for scored, chosen in zip(scores, choices, strict=True)
+        token_tables.tables(
+            tables.read_parquet(scored),
+            tables.read_csv(chosen),
+            evaluation,
+            seed,
+            control=name in controls,
+        )
+        for name, scored, chosen in zip(datasets, scores, choices, strict=True)
     ]
     for path, parts in zip((metrics, claims), zip(*found, strict=True), strict=True):
         with files.atomic_write(path) as stream:

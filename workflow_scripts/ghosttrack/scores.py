@@ -106,6 +106,7 @@ ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "arte
 # Reasons of claims that are not established.
 NOT_AFTER_CORRECTION = "the interval is above 0, but not after correction for the number of claims"
 NOT_ABOVE_CHANCE = "the score is not above chance"
+POSITIVE_CONTROL = "a positive control supports no claim"
 NO_INTERVAL = "no interval: too many resamples of the groups hold texts of one class alone"
 NULL_ROWS_DIFFER = (
     "not tested: the random decoders were fitted on held-out rows, and the SAEs on other rows"

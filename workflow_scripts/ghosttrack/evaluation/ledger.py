@@ -204,7 +204,7 @@ def _verdict(
         what = _TEXTS[row.explained]
         return registry.ARTEFACT, f"{what} is above chance, and the score is not above it"
     if row.scope.control:
-        return registry.NOT_ESTABLISHED, "a positive control supports no claim"
+        return registry.NOT_ESTABLISHED, registry.POSITIVE_CONTROL
     if groups < settings.minimum_groups:
         return (registry.NOT_ESTABLISHED, registry.too_few_groups(groups, settings.minimum_groups))
     if gain.low > 0 and not row.above_chance:

@@ -89,12 +89,18 @@ class _Measured(NamedTuple):
 
 
 def tables(
-    scores: pd.DataFrame, choices: pd.DataFrame, settings: EvaluationSettings, seed: int
+    scores: pd.DataFrame,
+    choices: pd.DataFrame,
+    settings: EvaluationSettings,
+    seed: int,
+    *,
+    control: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """token_metrics.csv and token_claims.csv of one data set.
 
     Args:
         scores: span_scores.parquet. choices: span_choices.csv, both of the data set.
+        control: whether it is a positive control, which supports no claim.
     """
     dataset = str(scores["dataset"].iloc[0])
     known = [name for name in (*names.CONTROLS, *names.OURS) if name in scores]
@@ -134,7 +140,7 @@ def tables(
         )
     return (
         pd.DataFrame(rows, columns=list(METRICS)),
-        _claims(dataset, known, measured, drawn.counts.shape[1], settings),
+        _claims(dataset, known, measured, drawn.counts.shape[1], settings, control),
     )
 
 
@@ -269,12 +275,13 @@ def _claims(
     measured: _Measured,
     groups: int,
     settings: EvaluationSettings,
+    control: bool,
 ) -> pd.DataFrame:
     """The claims of `_CLAIMS`, with Holm's correction over them."""
     single = [name for name in known if name in names.CONTROLS and name != names.ALL_CONTROLS]
     rows: list[dict[str, Any]] = []
     for claim, ours, measure in _CLAIMS if set(names.OURS) <= set(known) else ():
-        control = (
+        against = (
             names.ALL_CONTROLS
             if claim.startswith("activations")
             else names.RAW
@@ -283,9 +290,9 @@ def _claims(
         )
         gain = statistics.difference(
             measured.auroc[measure, ours],
-            measured.auroc[measure, control],
+            measured.auroc[measure, against],
             measured.draws[measure, ours],
-            measured.draws[measure, control],
+            measured.draws[measure, against],
             settings.confidence,
         )
         rows.append(
@@ -294,9 +301,9 @@ def _claims(
                 "dataset": dataset,
                 "measure": measure,
                 "ours": ours,
-                "control": control,
+                "control": against,
                 "auroc_ours": measured.auroc[measure, ours],
-                "auroc_control": measured.auroc[measure, control],
+                "auroc_control": measured.auroc[measure, against],
                 "difference": gain.value,
                 "difference_low": gain.low,
                 "difference_high": gain.high,
@@ -327,6 +334,7 @@ def _claims(
             row.pop("chance"),
             groups,
             settings,
+            control,
         )
     return pd.DataFrame(rows, columns=list(CLAIMS))
 
@@ -361,6 +369,7 @@ def _verdict(
     chance: bool,
     groups: int,
     settings: EvaluationSettings,
+    control: bool,
 ) -> tuple[str, str]:
     if not np.isfinite([gain.value, gain.low]).all():
         return registry.NOT_ESTABLISHED, "the scores have no AUROC"
@@ -370,6 +379,8 @@ def _verdict(
             f"{explained} reads neither model nor context and is above chance, and the score is "
             "not above it",
         )
+    if control:
+        return registry.NOT_ESTABLISHED, registry.POSITIVE_CONTROL
     if groups < settings.minimum_groups:
         return (
             registry.NOT_ESTABLISHED,
