@@ -162,6 +162,16 @@ def test_a_sample_is_as_many_whole_groups_as_the_limit_allows_in_a_random_order(
     assert len(first) == (1 if limit >= 12 else 3)
 
 
+@pytest.mark.parametrize("large", [60, 90])
+def test_a_large_group_does_not_end_a_sample_early(large: int) -> None:
+    """`large` is below or above the limit of 80 texts; 100 groups of two texts fill it."""
+    cv_groups = np.array(["large"] * large + [f"g{row // 2}" for row in range(200)], dtype=object)
+    for seed in range(20):
+        chosen = splits.sample_cv_groups(cv_groups, 80, seed=seed)
+        assert chosen.sum() == 80
+        assert all(chosen[cv_groups == unit].all() for unit in set(cv_groups[chosen]))
+
+
 def test_groups_are_joined_through_chains_of_shared_texts_in_any_order() -> None:
     texts = np.array(["t0", "t1", "t1", "t2", "t2", "t3", "t3", "t0", "t4"])
     groups = np.array(["d", "d", "b", "b", "c", "c", "a", "e", "f"])  # d-b-c-a and e, f alone

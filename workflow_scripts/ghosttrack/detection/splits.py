@@ -53,7 +53,10 @@ def make_cv_groups(groups: Sequence[str], texts: Sequence[str]) -> Names:
 
 
 def sample_cv_groups(cv_groups: Names, limit: int | None, seed: int) -> NDArray[np.bool_]:
-    """Sample whole groups in a random order until `limit` rows are reached; None selects every row.
+    """Sample whole groups in a random order, up to `limit` rows; None selects every row.
+
+    A group that is larger than what is left is passed over, so that one large group does not end
+    the sample early.
 
     Returns:
         (rows,) which rows are selected.
@@ -64,10 +67,14 @@ def sample_cv_groups(cv_groups: Names, limit: int | None, seed: int) -> NDArray[
         return np.ones(len(cv_groups), dtype=bool)
     names, code, size = codes_of(cv_groups)
     order = np.random.default_rng(seed).permutation(len(names))
-    kept = order[np.cumsum(size[order]) <= limit]
-    if not len(kept):
+    kept, left = list[int](), limit
+    for number in order.tolist():
+        if size[number] <= left:
+            kept.append(number)
+            left -= int(size[number])
+    if not kept:
         raise UserError(
-            f"detection.max_statements: {limit} is below the size of a group ({size.max()} "
+            f"detection.max_statements: {limit} is below the size of a group ({size.min()} "
             "texts); raise it"
         )
     return np.isin(code, kept)
