@@ -191,7 +191,7 @@ def test_folds_that_split_a_group_stop_the_run(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         splits,
         "assign_folds",
-        lambda _labels, cv_groups, folds, _seed: np.arange(len(cv_groups)) % folds,
+        lambda _labels, cv_groups, folds, _seed, **_least: np.arange(len(cv_groups)) % folds,
     )
     with pytest.raises(
         UserError, match=r"made: rows s0 \(fold 0\), s1 \(fold 1\).* share a group across folds"

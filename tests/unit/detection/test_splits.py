@@ -162,6 +162,35 @@ def test_a_sample_is_as_many_whole_groups_as_the_limit_allows_in_a_random_order(
     assert len(first) == (1 if limit >= 12 else 3)
 
 
+@pytest.mark.parametrize(
+    ("folds", "inner", "true", "hallucinated"),
+    [
+        (2, 2, (12, 59, 3, 4, 2, 2), (45, 2, 2, 2, 1)),
+        (2, 2, (43, 1, 1, 1, 2), (31, 55, 3, 2, 2, 1)),
+        (3, 3, (50, 50, 1, 1, 1, 1, 1, 1), (2, 2, 2, 1, 1, 1)),
+        (5, 4, (90, 90, 90, 90, *[1] * 8), (*[1] * 10,)),
+    ],
+)
+def test_large_groups_leave_both_classes_in_every_training_part(
+    folds: int, inner: int, true: tuple[int, ...], hallucinated: tuple[int, ...]
+) -> None:
+    """Folds of equal size would put the large groups in one fold, and all others in another."""
+    sizes = (*true, *hallucinated)
+    labels = np.repeat([0] * len(true) + [1] * len(hallucinated), sizes)
+    names = [f"g{number}" for number in range(len(sizes))]
+    cv_groups = np.repeat(names, sizes).astype(object)
+    assert not splits.infeasible_reason(labels, cv_groups, folds, inner)
+    for seed in range(10):
+        fold = splits.assign_folds(labels, cv_groups, folds, seed, least=inner)
+        again = splits.assign_folds(labels, cv_groups, folds, seed, least=inner)
+        assert (fold == again).all()
+        assert all(len(set(fold[cv_groups == name])) == 1 for name in names)
+        for outer in splits.outer_folds(labels, cv_groups, fold, inner, seed):
+            assert set(outer.inner_fold) == set(range(inner))
+            for number in range(inner):
+                assert set(labels[outer.train][outer.inner_fold != number]) == {0, 1}
+
+
 @pytest.mark.parametrize("large", [60, 90])
 def test_a_large_group_does_not_end_a_sample_early(large: int) -> None:
     """`large` is below or above the limit of 80 texts; 100 groups of two texts fill it."""

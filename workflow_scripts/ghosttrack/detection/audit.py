@@ -68,7 +68,9 @@ def run(
     scores = {name: np.full(len(labels), np.nan) for name in controls.audited(examples)}
     fold = np.full(len(labels), -1, dtype=np.int64)
     if not reason:
-        fold = splits.assign_folds(labels, cv_groups, detection.folds, seed)
+        fold = splits.assign_folds(
+            labels, cv_groups, detection.folds, seed, least=detection.inner_folds
+        )
         splits.check_folds(fold, cv_groups, as_read(examples), list(examples["id"]), dataset)
         scores = _scores(
             examples,

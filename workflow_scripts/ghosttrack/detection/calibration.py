@@ -193,7 +193,7 @@ def fit(columns: Floats, labels: Ints, cv_groups: splits.Names) -> Calibration:
 
 def reached(columns: Floats, labels: Ints, cv_groups: splits.Names) -> Reached:
     """Nested cross-validation of `fit`, with its choice of strength and of thresholds inside."""
-    fold = splits.assign_folds(labels, cv_groups, FOLDS, _SEED + 1)
+    fold = splits.assign_folds(labels, cv_groups, FOLDS, _SEED + 1, least=2)
     probability = np.empty(len(labels))
     decided = {confidence: np.zeros(len(labels), dtype=np.bool_) for confidence in CONFIDENCES}
     for number in range(FOLDS):

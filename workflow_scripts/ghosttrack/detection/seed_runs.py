@@ -48,7 +48,9 @@ def vary_folds(
 ) -> Iterator[SeedResult]:
     """AUROCs in new outer and inner folds for each seed; `cv_groups`: (examples,)."""
     for seed in seeds:
-        fold = splits.assign_folds(labels, cv_groups, detection.folds, seed)
+        fold = splits.assign_folds(
+            labels, cv_groups, detection.folds, seed, least=detection.inner_folds
+        )
         outer_folds = splits.outer_folds(labels, cv_groups, fold, detection.inner_folds, seed)
         for score_name, score in scores(inputs, labels, outer_folds).items():
             yield SeedResult(FOLDS, seed, score_name, auroc(labels, score))

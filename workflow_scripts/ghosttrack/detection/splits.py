@@ -100,23 +100,57 @@ def infeasible_reason(labels: Ints, cv_groups: Names, folds: int, inner_folds: i
     return ""
 
 
-def assign_folds(labels: Ints, cv_groups: Names, folds: int, seed: int) -> Ints:
+def assign_folds(labels: Ints, cv_groups: Names, folds: int, seed: int, least: int = 1) -> Ints:
     """Assign whole groups to folds, with classes balanced as well as the groups allow.
+
+    The folds are balanced by texts, if this leaves `least` groups of each class outside each fold;
+    a few large groups may prevent it. Then they are balanced by groups, which does, where
+    `infeasible_reason` is "".
 
     The result depends on the arguments alone. The caller checks `infeasible_reason` first.
 
+    Args:
+        least: groups of each class that each training part needs, such as one per inner fold.
     Returns:
         (rows,) fold of each row.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
+    code = codes_of(cv_groups).code
     fold = np.full(len(labels), -1, dtype=np.int64)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for number, (_, held) in enumerate(
-        splitter.split(np.zeros(len(labels)), labels, codes_of(cv_groups).code)
-    ):
+    for number, (_, held) in enumerate(splitter.split(np.zeros(len(labels)), labels, code)):
         fold[held] = number
+    if _fewest_left(labels, code, fold, folds) < least:
+        fold = _dealt(labels, code, folds, seed)
     return fold
+
+
+def _fewest_left(labels: Ints, code: Ints, fold: Ints, folds: int) -> int:
+    """Number of groups of a class outside a fold, the smallest over classes and folds."""
+    return min(
+        len(np.unique(code[(labels == label) & (fold != number)]))
+        for label in np.unique(labels)
+        for number in range(folds)
+    )
+
+
+def _dealt(labels: Ints, code: Ints, folds: int, seed: int) -> Ints:
+    """Folds with equally many groups of each class, give or take one, (rows,).
+
+    Groups are dealt to the folds in turn, from a random order: those with both classes, then those
+    with each class alone, which both go on where the first ended.
+    """
+    count = int(code.max()) + 1
+    has = [np.bincount(code[labels == label], minlength=count) > 0 for label in (0, 1)]
+    order = np.random.default_rng(seed).permutation(count)
+    both = order[(has[0] & has[1])[order]]
+    of_group = np.empty(count, dtype=np.int64)
+    of_group[both] = np.arange(len(both)) % folds
+    for mine, other in (has, has[::-1]):
+        alone = order[(mine & ~other)[order]]
+        of_group[alone] = (len(both) + np.arange(len(alone))) % folds
+    return of_group[code]
 
 
 def check_folds(
