@@ -8,7 +8,9 @@ import pytest
 
 from ghosttrack.cli import compare as compare_runs
 from ghosttrack.errors import UserError
+from ghosttrack.evaluation import paired
 from ghosttrack.report import comparison, numbers
+from ghosttrack.settings import EvaluationSettings
 from report import compare_models
 
 
@@ -81,6 +83,33 @@ def test_the_page_pairs_what_both_models_scored(
     top = page[: page.index("<details")]
     assert f'<div class="value">{numbers.signed(found["difference"])}' in top
     assert f"on {found['n']:,} shared texts" in top
+
+
+def test_data_sets_without_folds_are_compared_by_the_models_output(
+    runs: list[fake_results.Run],
+) -> None:
+    """No detector has a mean over them in metrics.csv, but the log-probability has a difference."""
+    found = []
+    for run in runs:
+        finished = comparison.read(run.metrics.parents[1])
+        scores = finished.scored.scores
+        scores = scores[scores["dataset"].isin(["cities", "us_cities"])]
+        trained = scores["score"] != "answer_logprob_mean"
+        metrics = finished.metrics[finished.metrics["dataset"].isin(["cities", "us_cities"])]
+        found.append(
+            finished._replace(
+                metrics=metrics.assign(auroc=metrics["auroc"].where(metrics["family"] == "output")),
+                scored=finished.scored._replace(
+                    scores=scores.assign(value=scores["value"].where(~trained))
+                ),
+            )
+        )
+    named = dict(zip(("small", "medium"), found, strict=True))
+    differences = paired.differences(
+        {name: run.scored for name, run in named.items()}, [], EvaluationSettings(bootstrap=100), 0
+    )
+    assert set(differences["dataset"]) == {"cities", "us_cities", "all_given"}
+    assert "us_cities" in comparison.render(named, differences, "0")
 
 
 def test_finished_runs_are_compared_from_the_command_line(

@@ -194,9 +194,9 @@ def _paired(
     """Two models: a row per shared data set, and the mean difference of their detectors."""
     pair = differences[(differences["reference"] == reference) & (differences["model"] == model)]
     cells = {(row["dataset"], row["score"]): row for row in pair.to_dict("records")}
-    shared = sorted(
-        set(pair["dataset"]), key=lambda name: (name != registry.ALL_GIVEN, datasets.index(name))
-    )
+    # A mean over data sets without folds is in no table of a run: no detector has one.
+    place = {name: number for number, name in enumerate([*page.POOLS, *datasets])}
+    shared = sorted(set(pair["dataset"]), key=lambda name: place[name])
     rows = []
     for name in shared:
         by_score = [cells.get((name, shown.name)) for shown in registry.SHOWN]
