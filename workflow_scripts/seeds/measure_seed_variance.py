@@ -21,10 +21,8 @@ def main(
     """Write the joined and the summarised table; `controls` names the positive controls."""
     table = pd.concat([tables.read_csv(path) for path in seeds], ignore_index=True)
     kinds = registry.kinds(registry.read(metrics, registry.METRICS), datasets, controls)
-    for path, content in (
-        (all_seeds, table),
-        (variance, seed_variance.summarise(table, kinds.text_controlled)),
-    ):
+    averaged = [*kinds.text_controlled, *kinds.leaky]  # as in metrics.csv
+    for path, content in ((all_seeds, table), (variance, seed_variance.summarise(table, averaged))):
         with files.atomic_write(path) as stream:
             tables.write_csv(content, stream)
 
