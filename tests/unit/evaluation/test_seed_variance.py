@@ -7,6 +7,7 @@ import pytest
 
 from ghosttrack import scores as registry
 from ghosttrack.detection import seed_runs
+from ghosttrack.evaluation import seed_variance
 from seeds import measure_seed_variance
 
 TEXT = {"strict": (0.45, 0.55), "leaky": (0.6, 0.8), "control": (0.9, 0.99)}
@@ -47,3 +48,9 @@ def test_the_mean_is_over_all_given_data_sets_that_are_no_positive_control(tmp_p
     found = variance_of(tmp_path, table).set_index(["dataset", "score"])
     assert found.loc[(registry.ALL_GIVEN, registry.DETECTOR), "least"] == pytest.approx(0.8)
     assert found.loc[(registry.ALL_GIVEN, registry.DETECTOR), "most"] == pytest.approx(0.81)
+
+
+def test_without_folds_the_table_is_empty(tmp_path: Path) -> None:
+    found = variance_of(tmp_path, pd.DataFrame(columns=COLUMNS))
+    assert found.empty
+    assert list(found) == list(seed_variance.COLUMNS)

@@ -31,6 +31,8 @@ def summarise(table: pd.DataFrame, averaged: list[str]) -> pd.DataFrame:
     wide = pd.concat([table, whole]).pivot_table(
         index=["dataset", "source", "seed"], columns="score", values="auroc", sort=False
     )
+    if wide.empty:  # no data set has folds
+        return pd.DataFrame(columns=list(COLUMNS))
     for control in CONTROLS:
         wide[f"{registry.DETECTOR} - {control}"] = wide[registry.DETECTOR] - wide[control]
     rows = [
