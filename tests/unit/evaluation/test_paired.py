@@ -75,6 +75,18 @@ def test_a_better_model_is_found_better_and_the_other_way_round_worse(
     assert up["difference"] == pytest.approx(expected)
 
 
+def test_a_difference_without_an_interval_is_no_interval_that_covers_0(
+    noise: np.random.Generator,
+) -> None:
+    """One group of 150 holds the hallucinated texts: a third of the resamples lack it."""
+    label = np.arange(300) // 2 == 0
+    first, second = (scored({"a": label + noise.normal(0, 1, 300)}, label * 1) for _ in "12")
+    row = only(paired.differences({"x": first, "y": second}, [], SETTINGS, 0))
+    assert np.isfinite(row["difference"])
+    assert np.isnan(row["difference_low"])
+    assert (row["verdict"], row["reason"]) == (registry.NOT_ESTABLISHED, registry.NO_INTERVAL)
+
+
 def test_pairing_makes_the_interval_narrower_than_two_intervals_apart(
     noise: np.random.Generator,
 ) -> None:

@@ -163,7 +163,9 @@ def _compared(pair: _Pair, confidence: float) -> dict[str, Any]:
 def _verdicts(rows: list[dict[str, Any]], settings: EvaluationSettings) -> list[dict[str, Any]]:
     for row, corrected in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
         reason = ""
-        if not row["difference_low"] > 0 and not row["difference_high"] < 0:
+        if np.isnan(row["difference_low"]):
+            reason = registry.NO_INTERVAL
+        elif not row["difference_low"] > 0 and not row["difference_high"] < 0:
             reason = "the interval of the difference covers 0"
         elif not corrected < 1 - settings.confidence:
             reason = "not after correction for the number of data sets"
