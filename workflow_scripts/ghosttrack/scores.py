@@ -121,6 +121,7 @@ def too_few_groups(groups: int, minimum: int) -> str:
 # Values of the column `dataset` for means over data sets: all given texts without remarks, all
 # generated answers without remarks, all given texts after remarks (conflict sets).
 ALL_GIVEN, ALL_GENERATED, ALL_MISLED = "all_given", "generated", "all_misled"
+MEANS = (ALL_GIVEN, ALL_GENERATED, ALL_MISLED)
 # Value of the column `dataset` in ANSWERS for the answer tokens of all data sets.
 ALL_ANSWERS = "all_answers"
 # The two claims that the summary of a report speaks about, and the suffix of TRACKING before the

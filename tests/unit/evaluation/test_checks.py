@@ -9,7 +9,8 @@ import pytest
 
 from evaluate import check_results
 from ghosttrack.errors import UserError
-from ghosttrack.evaluation import checks
+from ghosttrack.evaluation import checks, scoreboard
+from ghosttrack.settings import EvaluationSettings
 
 PATH = Path("metrics.csv")
 
@@ -89,6 +90,32 @@ def test_a_damaged_metrics_table_is_named_with_its_row_and_value(
     with pytest.raises(UserError, match=said) as caught:
         checks.check_metrics(PATH, damage(metrics.copy()), list(fake_results.SETS))
     assert str(caught.value).startswith("metrics.csv: ")
+
+
+def test_an_interval_that_resampled_pairs_of_a_group_shift_is_no_damage() -> None:
+    """The group decides the score, and within each group the hallucinated text is above."""
+    rng = np.random.default_rng(0)
+    groups, labels = 60, np.tile([0, 1], 60)
+    head = pd.DataFrame(
+        {
+            "dataset": "pairs",
+            "mode": "given",
+            "id": [f"t{row}" for row in range(2 * groups)],
+            "group": np.repeat([f"g{number}" for number in range(groups)], 2),
+            "label": labels,
+            "family": "",
+            "reason": "",
+        }
+    )
+    values = {name: rng.random(len(labels)) for name in (*fake_results.SHOWN, "embedding_probe")}
+    values["answer_logprob_mean"] = np.repeat(rng.permutation(groups), 2) + 0.1 * labels
+    scores = pd.concat([head.assign(score=name, value=each) for name, each in values.items()])
+    scope = scoreboard.of_dataset(scores, False, EvaluationSettings(bootstrap=200), 0)
+    mean = scoreboard.pool("all_given", [scope, scope], 0.95)
+    table = scoreboard.metrics_table([scope, mean])
+    shifted = table[table["score"] == "answer_logprob_mean"]
+    assert (shifted["auroc"] < shifted["auroc_low"]).all()
+    assert checks.check_metrics(PATH, table, ["pairs"]) == len(table)
 
 
 def test_a_score_that_was_not_computed_may_lack_its_numbers(metrics: pd.DataFrame) -> None:
