@@ -230,6 +230,18 @@ def test_texts_of_one_class_and_a_name_that_is_taken_are_refused(
     assert "two tables have scores with the name table.same" in capsys.readouterr().err
 
 
+def test_two_scores_of_one_table_on_different_texts_are_refused_with_a_remedy_that_works(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = own_scores(run, "cities")
+    both = [own.head(120).assign(name="first"), own.tail(120).assign(name="second")]
+    pd.concat(both).to_csv(tmp_path / "two.csv", index=False)
+    assert judge.main([str(run), str(tmp_path / "two.csv"), "--subset"]) == 2
+    shown = capsys.readouterr().err
+    assert "table.two.second covers other texts of cities than the first scores" in shown
+    assert "write each to a table of its own, and judge one table at a time" in shown
+
+
 def test_a_data_set_of_one_class_is_named_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     texts = pd.DataFrame({"dataset": ["a", "a", "b", "b"], "label": [0, 1, 1, 1]})
     assert list(judge._of_both_classes(texts, texts)["dataset"]) == ["a", "a"]

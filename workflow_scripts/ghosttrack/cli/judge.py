@@ -215,8 +215,8 @@ def _same_texts(scores: "pd.DataFrame", added: "pd.DataFrame") -> "pd.DataFrame"
     for (dataset, score), part in added.groupby(["dataset", "score"], sort=False):
         if ids.setdefault(str(dataset), list(part["id"])) != list(part["id"]):
             raise UserError(
-                f"{score} covers other texts of {dataset} than the first scores: judge the tables "
-                "one by one"
+                f"{score} covers other texts of {dataset} than the first scores: write each to a "
+                "table of its own, and judge one table at a time"
             )
         if part["label"].nunique() < 2:
             only = "hallucinated" if part["label"].iloc[0] else "true"
