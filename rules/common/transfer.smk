@@ -1,7 +1,8 @@
 # rules/common/transfer.smk -- helpers of rules/transfer.smk: conflict sets.
 def misled_datasets(model):
-    """The model's conflict sets of given texts."""
-    return [name for name in SETTINGS[model].datasets if name in CONFLICT and name in GIVEN]
+    """The model's conflict sets of given texts, without positive controls."""
+    given = [name for name in SETTINGS[model].datasets if name in CONFLICT and name in GIVEN]
+    return [name for name in given if not DATASETS[name].control]
 
 
 def per_misled(ending):
