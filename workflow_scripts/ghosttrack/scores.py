@@ -691,7 +691,7 @@ class DatasetKinds(NamedTuple):
     """Names of data sets by what they can show, each list in the order of the run.
 
     text_controlled: given texts whose label the text does not give away (the text-only interval
-    covers 0.5); leaky: given texts whose label it does; generated: answers of the model; control:
+    does not lie above 0.5, as in the leak audit); leaky: given texts whose label it does; generated: answers of the model; control:
     positive controls; skipped: too little data to train on; misled: conflict sets, of given texts
     or of answers.
     """
@@ -719,7 +719,7 @@ def kinds(metrics: pd.DataFrame, datasets: list[str], controls: list[str]) -> Da
             result.misled.append(dataset)
         elif modes == {"generated"}:
             result.generated.append(dataset)
-        elif text is not None and text["auroc_low"] <= 0.5 <= text["auroc_high"]:
+        elif text is not None and text["auroc_low"] <= 0.5:
             result.text_controlled.append(dataset)
         else:
             result.leaky.append(dataset)

@@ -56,7 +56,7 @@ PARTS = {
     ),
     "text_controlled": (
         "Strict data sets",
-        "Text alone does not predict the label: its interval covers 0.5.",
+        "Text alone does not predict the label: its interval does not lie above 0.5.",
     ),
     "generated": (
         "The model's own answers",
