@@ -50,6 +50,7 @@ TESTS = {
     "runtime/files.py": ["runtime/test_files.py", "runtime/test_lock_log.py"],
     "sae/checkpoints.py": ["sae/test_sae_checkpoints.py"],
     "facts/answers.py": ["facts/test_answers.py"],
+    "facts/answer_words.py": ["facts/test_answers.py"],
 }
 # Constants that are not mutated: block sizes, retries, and the number of rows in a message.
 UNCHANGED = {"_BLOCK", "_TRIES", "_PAUSE", "_NAMED", "SAMPLED_BLOCKS", "BLOCK_BYTES"}

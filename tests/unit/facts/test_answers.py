@@ -2,7 +2,8 @@
 
 import pytest
 
-from ghosttrack.facts.answers import TENS, UNITS, AnswerVerdict, first_answer, judge, normalise
+from ghosttrack.facts.answer_words import TENS, UNITS, normalise
+from ghosttrack.facts.answers import AnswerVerdict, first_answer, judge
 
 CORRECT, WRONG, AMBIGUOUS, EMPTY = (
     AnswerVerdict.CORRECT,

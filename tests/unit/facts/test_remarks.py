@@ -10,7 +10,7 @@ import pytest
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts import remarks, statements
-from ghosttrack.facts.answers import normalise
+from ghosttrack.facts.answer_words import normalise
 from ghosttrack.inputs import datasets
 from ghosttrack.settings import ConflictSettings, DatasetSettings
 

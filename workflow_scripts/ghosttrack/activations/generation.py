@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ghosttrack.activations.decoding import Continuation
 from ghosttrack.errors import UserError
-from ghosttrack.facts import answers, remarks
+from ghosttrack.facts import answer_words, answers, remarks
 from ghosttrack.facts.examples import COLUMNS, Example
 
 LABELS = {answers.AnswerVerdict.CORRECT: 0, answers.AnswerVerdict.WRONG: 1}
@@ -135,7 +135,7 @@ def sample_table(
     for number, (question, wrong) in enumerate(
         zip(questions.to_dict("records"), _others(questions), strict=True)
     ):
-        clusters: dict[answers.Words, int] = {}
+        clusters: dict[answer_words.Words, int] = {}
         gold = [str(one) for one in question["gold"]]
         continuations = [greedy[number], *drawn[number * samples : (number + 1) * samples]]
         for sample, continuation in enumerate(continuations):
@@ -143,7 +143,7 @@ def sample_table(
             verdict = answers.judge(answer, gold, wrong, question["arguable"])
             end = continuation.text.index(answer) + len(answer)
             tokens = sum(reached < end for reached in continuation.ends) + 1 if answer else 0
-            cluster = clusters.setdefault(answers.normalise(answer), len(clusters))
+            cluster = clusters.setdefault(answer_words.normalise(answer), len(clusters))
             correct = LABELS[verdict] == 0 if verdict in LABELS else None
             rows.append(
                 (

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from ghosttrack.facts.answers import TENS, UNITS
+from ghosttrack.facts.answer_words import TENS, UNITS
 from ghosttrack.facts.fact_sources import City, SourceData, TableRow, fact_row
 from ghosttrack.facts.statements import fold, look_alike, without_article
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts import remarks, statements
-from ghosttrack.facts.answers import normalise
+from ghosttrack.facts.answer_words import normalise
 from ghosttrack.facts.contexts import context_of
 from ghosttrack.facts.examples import (
     Example,

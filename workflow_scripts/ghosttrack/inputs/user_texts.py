@@ -10,7 +10,8 @@ from typing import Any
 from unicodedata import normalize
 
 from ghosttrack.errors import UserError
-from ghosttrack.facts.answers import AnswerVerdict, first_answer, judge, normalise
+from ghosttrack.facts.answer_words import normalise
+from ghosttrack.facts.answers import AnswerVerdict, first_answer, judge
 from ghosttrack.facts.examples import Example, Question, same_text
 from ghosttrack.facts.spans import has_hallucination, shifted
 from ghosttrack.inputs import span_cells
