@@ -154,6 +154,7 @@ rule check_results:
     params:
         layers=property_of("layers"),
         datasets=property_of("datasets"),
+        controls=control_datasets,
         expected=expected_settings,
         code=source_digest("check_results"),
     message:

@@ -93,7 +93,9 @@ def make(folder: Path, seed: int = 0) -> Run:
         path = folder / "datasets" / dataset / "examples.parquet"
         path.parent.mkdir(parents=True)
         ids = [f"{dataset}-{number}" for number in range(n)]
-        pd.DataFrame({"id": ids, "text": [f"Text {each}." for each in ids]}).to_parquet(path)
+        pd.DataFrame(
+            {"id": ids, "text": [f"Text {each}." for each in ids], "mode": "given"}
+        ).to_parquet(path)
         examples.append(path)
     counts = {
         "correct": 71,
@@ -144,7 +146,8 @@ def make(folder: Path, seed: int = 0) -> Run:
 
 
 def _checks(path: Path) -> Path:
-    path.write_text(json.dumps({"libraries": {"torch": ["2.12.0", "2.13.0"], "zarr": ["3.1.6"]}}))
+    content = {"libraries": {"torch": ["2.12.0", "2.13.0"], "zarr": ["3.1.6"]}, "shared_texts": []}
+    path.write_text(json.dumps(content))
     return path
 
 

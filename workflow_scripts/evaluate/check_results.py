@@ -1,12 +1,20 @@
 """Check the finished tables of a run."""
 
 import logging
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from ghosttrack import scores as registry
-from ghosttrack.evaluation.checks import check_answers, check_metrics, check_quality, check_scores
+from ghosttrack.evaluation.checks import (
+    check_answers,
+    check_metrics,
+    check_quality,
+    check_scores,
+    shared_texts,
+)
 from ghosttrack.evaluation.gates import judge
+from ghosttrack.facts.examples import as_read
 from ghosttrack.runtime import files, job, records, tables
 
 log = logging.getLogger(__name__)
@@ -22,11 +30,12 @@ def main(
     checks: Path,
     layers: list[int],
     datasets: list[str],
+    controls: list[str],
     expected: dict[str, Any] | None = None,
 ) -> None:
     """Raise an error at the first invalid value of a table; write the number of checked rows.
 
-    `expected`: the run's settings by section; every result must have been made with them.
+    `controls` names the positive controls. `expected`: the run's settings by section; every result must have been made with them.
     """
     lineage = records.check_lineage(
         [metrics, *scores, *quality, answers, *examples], expected or {}
@@ -40,10 +49,13 @@ def main(
                 ", ".join(versions),
             )
     table = registry.read(metrics, registry.METRICS)
-    ids = {
-        name: set(tables.read_parquet(path, columns=["id"])["id"].astype(str))
-        for name, path in zip(datasets, examples, strict=True)
-    }
+    ids = dict[str, set[str]]()
+    texts = defaultdict[str, dict[str, list[str]]](dict)  # by mode and data set
+    for name, path in zip(datasets, examples, strict=True):
+        frame = tables.read_parquet(path)
+        ids[name] = set(frame["id"].astype(str))
+        if name not in controls:
+            texts[str(frame["mode"].iloc[0])][name] = as_read(frame)
     rows = check_metrics(metrics, table, datasets)
     scored = sum(check_scores(path, tables.read_parquet(path), table, ids) for path in scores)
     saes = {layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)}
@@ -59,6 +71,7 @@ def main(
             "saes": len(quality),
             "scores": scored,
             "libraries": lineage.libraries,
+            "shared_texts": [pair for each in texts.values() for pair in shared_texts(each)],
             "sae_gates": {
                 str(layer): judge(metrics_of_layer) for layer, metrics_of_layer in saes.items()
             },

@@ -50,6 +50,7 @@ def main(
     sets are in the folders of their data sets. `controls` are the positive controls,
     `code` is the digest of the code.
     """
+    checked = files.read_json(checks)
     neighbour_files = dict(zip(layers, neighbours or [], strict=False))
     inputs = ReportInputs(
         model=model,
@@ -79,7 +80,8 @@ def main(
         ),
         version=ghosttrack.__version__,
         code=code,
-        libraries=files.read_json(checks)["libraries"],
+        libraries=checked["libraries"],
+        shared_texts=checked["shared_texts"],
         tokens=[
             (tables.read_csv(metrics_of), tables.read_csv(claims_of))
             for metrics_of, claims_of in zip(token_metrics or [], token_claims or [], strict=True)

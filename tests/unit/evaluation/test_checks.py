@@ -45,6 +45,7 @@ def test_a_sound_run_passes_and_is_counted(run: fake_results.Run, tmp_path: Path
         examples=run.examples,
         checks=tmp_path / "checks.json",
         datasets=list(fake_results.SETS),
+        controls=fake_results.CONTROLS,
     )
     found = json.loads((tmp_path / "checks.json").read_text())
     assert found["examples"]["cities"] == 800
@@ -53,6 +54,16 @@ def test_a_sound_run_passes_and_is_counted(run: fake_results.Run, tmp_path: Path
         ("l0", "dead_fraction", "ce_loss_score", "fvu_token_median"), True
     )
     assert found["metrics_rows"] == len(pd.read_csv(run.metrics))
+    assert found["shared_texts"] == []
+
+
+def test_texts_in_two_data_sets_are_counted_once_per_pair() -> None:
+    texts = {
+        "mine": ["Rome is in Italy.", "rome is  in italy", "Oslo is in Peru."],
+        "cities": ["Rome is in Italy", "Paris is in France."],
+        "other": ["Lima is in Chad."],
+    }
+    assert checks.shared_texts(texts) == [{"datasets": ["mine", "cities"], "texts": 1}]
 
 
 def change(column: str, value: float) -> Callable[[pd.DataFrame], pd.DataFrame]:

@@ -1,3 +1,4 @@
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -613,3 +614,12 @@ def test_a_pool_is_shown_if_it_holds_several_data_sets() -> None:
 def test_the_page_names_every_version_of_a_library(run: Run, tmp_path: Path) -> None:
     page = write(run, tmp_path / "report.html")
     assert "torch 2.12.0 and 2.13.0, zarr 3.1.6" in page
+
+
+def test_the_page_names_data_sets_with_texts_in_common(run: Run, tmp_path: Path) -> None:
+    checks = tmp_path / "checks.json"
+    pair = {"datasets": ["cities", "mine"], "texts": 1200}
+    checks.write_text(json.dumps({"libraries": {}, "shared_texts": [pair]}))
+    page = write(run, tmp_path / "report.html", checks=checks)
+    assert "cities and mine have 1,200 texts in common." in page
+    assert "Texts in common" not in write(run, tmp_path / "report.html")

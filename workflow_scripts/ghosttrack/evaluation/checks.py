@@ -1,7 +1,8 @@
 """Sanity checks of the finished tables of a run."""
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 
 from ghosttrack import scores as registry
 from ghosttrack.errors import UserError
+from ghosttrack.facts.examples import same_text
 
 # Maximum factor between an SAE's L0 and its k.
 L0_FACTOR = 2.0
@@ -73,6 +75,24 @@ def check_metrics(path: Path, metrics: pd.DataFrame, datasets: Sequence[str]) ->
         for problem in _row_problems(row, fewest if mean else row["groups"]):
             raise _failed(path, _name(row), *problem)
     return len(metrics)
+
+
+def shared_texts(texts: Mapping[str, Iterable[str]]) -> list[dict[str, Any]]:
+    """Pairs of data sets that have texts in common.
+
+    A mean over data sets resamples each one separately, as if no text were in two of them.
+
+    Args:
+        texts: name of a data set -> its texts, as `as_read` gives them.
+    Returns:
+        One entry per pair: datasets (two names), texts (number of different texts in common).
+    """
+    known = {name: {hash(same_text(text)) for text in each} for name, each in texts.items()}
+    return [
+        {"datasets": [one, other], "texts": len(known[one] & known[other])}
+        for one, other in itertools.combinations(known, 2)
+        if known[one] & known[other]
+    ]
 
 
 def _row_problems(row: Mapping[str, Any], groups: float) -> Iterator[tuple[str, str]]:

@@ -658,8 +658,8 @@ def evaluation(run: Run) -> int:
 
 
 def checks(run: Run) -> int:
-    """All scores."""
-    return TABLES + 15 + _mb(_scores(run))
+    """All scores, and the texts of all data sets."""
+    return TABLES + 15 + _mb(_scores(run) + sum(map(_table, run.datasets.values())))
 
 
 def figures(run: Run) -> int:

@@ -114,6 +114,7 @@ class ReportInputs(NamedTuple):
     version: str
     code: str
     libraries: Mapping[str, Sequence[str]]  # versions with which the results were made
+    shared_texts: Sequence[Mapping[str, Any]]  # pairs of data sets, as in checks.json
     tokens: Sequence[tuple[pd.DataFrame, pd.DataFrame]] = ()  # token_metrics.csv, token_claims.csv
     marked_answers: Mapping[str, Sequence[marked.Answer]] = MappingProxyType({})  # by data set
 
@@ -131,6 +132,7 @@ def render(inputs: ReportInputs) -> str:
         misled=misled.sentence(
             inputs.ledger.to_dict("records"), inputs.followed, misled.answers(inputs.labels)
         ),
+        shared_texts=inputs.shared_texts,
         confidence=f"{100 * inputs.settings.get('evaluation', {}).get('confidence', 0.95):g} %",
         shown=[
             {"label": shown.label, "kind": shown.family, "marker": shown.marker}
