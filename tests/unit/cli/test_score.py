@@ -207,6 +207,7 @@ def test_a_wrong_path_is_refused_in_one_line_before_the_model_is_loaded(
     [
         (["Rome", "is"], True),
         ([" Rome ", "is\t"], True),
+        (["Der", "B\u00e4r"], True),
         (
             ["\u4e1c\u4eac\u5728\u65e5\u672c\u3002", "\u5df4\u9ece\u5728\u5fb7\u56fd\u3002"],
             False,

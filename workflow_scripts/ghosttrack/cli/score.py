@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from ghosttrack.cli.given_texts import Given, given_texts, read_context
 from ghosttrack.cli.waiting import growing_file, limit_threads, log_to_stderr, with_progress
 from ghosttrack.detection.scored_texts import ScoredText, Text
 from ghosttrack.errors import UserError
+from ghosttrack.facts.answer_words import UNSPACED
 from ghosttrack.inputs.lines import require_encoding
 from ghosttrack.settings import names
 
@@ -241,9 +243,8 @@ def main(arguments: list[str]) -> int:
             raise UserError("give texts either as arguments or as a file with --texts")
         if chosen.answer and len(chosen.text) != 1:
             raise UserError("--answer needs exactly one text; in a file, use the column `answer`")
-        # Other scripts may write no spaces: Chinese, Thai.
         if len(chosen.text) > 1 and all(
-            text.isascii() and len(text.split()) < 2 for text in chosen.text
+            len(text.split()) < 2 and not re.search(f"[{UNSPACED}]", text) for text in chosen.text
         ):
             raise UserError(
                 f"{len(chosen.text)} texts of one word each: put quotation marks around each text"

@@ -23,7 +23,7 @@ _MARKS = "".join(
 )
 # Scripts without spaces between words, of which every letter is compared as a word: Han, Hiragana,
 # Thai, Lao, Burmese, Khmer.
-_UNSPACED = (
+UNSPACED = (
     r"\u3005-\u3007\u3041-\u3096\u3400-\u9fff\U00020000-\U0003ffff"
     r"\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff"
 )
@@ -31,9 +31,9 @@ _LETTER = r"[^\W\d_]"
 _TOKEN = re.compile(
     # A minus sign belongs to the number unless it is a hyphen: carbon-14.
     r"\d+(?:st|nd|rd|th)(?!\w)|(?:(?<![\w-])[-\u2212])?\d+(?:\.\d+)?"
-    rf"|(?={_LETTER})[{_UNSPACED}][{_MARKS}]*"
+    rf"|(?={_LETTER})[{UNSPACED}][{_MARKS}]*"
     # + and # after a letter are part of the word: C++, C#, A+.
-    rf"|{_LETTER}(?:(?![{_UNSPACED}]){_LETTER}|[{_MARKS}])*(?:[+#]+(?!\w))?"
+    rf"|{_LETTER}(?:(?![{UNSPACED}]){_LETTER}|[{_MARKS}])*(?:[+#]+(?!\w))?"
 )
 # These apostrophes do not divide a word: N'Djamena, Ndjamena, Nuku\u02bbalofa.
 APOSTROPHES = "'\u2018\u2019\u02bb\u02bc`\u00b4\u2032"
