@@ -183,11 +183,12 @@ def _require_matchable(questions: Sequence[Question], column: str, name: str) ->
     ]
     if never:
         first = questions[never[0] - 1].gold
+        compared = first_answer(f" {next(filter(normalise, first))}")
         raise UserError(
-            f"row {never[0]} of {name}, column {column!r}: no answer can match {shown(first)}, "
-            "because an answer is judged by the first sentence of its first line "
-            f"({len(never)} of {len(questions)} rows); write one short answer, several separated by "
-            "`;`, or remove the row"
+            f"row {never[0]} of {name}, column {column!r}: no answer can match {shown(first)}: an "
+            f"answer ends with its first sentence or line, here {shown(compared)} "
+            f"({len(never)} of {len(questions)} rows); add this part as an accepted answer, or "
+            "remove the row"
         )
 
 
