@@ -35,7 +35,8 @@ def main(
 ) -> None:
     """Raise an error at the first invalid value of a table; write the number of checked rows.
 
-    `controls` names the positive controls. `expected`: the run's settings by section; every result must have been made with them.
+    `controls` names the positive controls. `expected`: the run's settings by section; every result
+    must have been made with them.
     """
     lineage = records.check_lineage(
         [metrics, *scores, *quality, answers, *examples], expected or {}

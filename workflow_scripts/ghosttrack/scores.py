@@ -691,9 +691,9 @@ class DatasetKinds(NamedTuple):
     """Names of data sets by what they can show, each list in the order of the run.
 
     text_controlled: given texts whose label the text does not give away (the text-only interval
-    does not lie above 0.5, as in the leak audit); leaky: given texts whose label it does; generated: answers of the model; control:
-    positive controls; skipped: too little data to train on; misled: conflict sets, of given texts
-    or of answers.
+    does not lie above 0.5, as in the leak audit); leaky: given texts whose label it does; generated:
+    answers of the model; control: positive controls; skipped: too little data to train on; misled:
+    conflict sets, of given texts or of answers.
     """
 
     text_controlled: list[str]

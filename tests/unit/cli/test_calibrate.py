@@ -205,7 +205,7 @@ def test_the_curve_replaces_no_other_file_that_out_does_not_name(
     before = other.read_bytes()
     arguments = [str(tmp_path), "--texts", str(texts), "--out", f"{tmp_path}/mine.json"]
     assert calibrate.main(arguments) == 2
-    assert f"--out: {other}, the file of the risk-coverage curve" in capsys.readouterr().err
+    assert f"--out: the risk-coverage curve would overwrite {other}" in capsys.readouterr().err
     assert other.read_bytes() == before
     point = calibration.Point(1.0, 1, 0, 0.0, 0.0, 1.0, 0.9)
     other.write_text(calibrate.curve_csv([point]))

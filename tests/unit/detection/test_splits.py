@@ -101,7 +101,7 @@ def test_a_sample_takes_whole_groups_up_to_its_limit() -> None:
     assert all(chosen[cv_groups == unit].all() for unit in set(cv_groups[chosen]))
     assert splits.sample_cv_groups(cv_groups, None, seed=0).all()
     with pytest.raises(
-        UserError, match=r"detection\.max_statements: 1 is below the size of a group"
+        UserError, match=r"detection\.max_statements: 1 is below the size of the smallest group"
     ):
         splits.sample_cv_groups(cv_groups, 1, seed=0)
 
@@ -154,7 +154,7 @@ def test_folds_are_refused_exactly_below_the_number_of_groups_that_they_need(
 def test_a_sample_is_as_many_whole_groups_as_the_limit_allows_in_a_random_order(limit: int) -> None:
     _, cv_groups = blocks(3)
     if limit < 4:
-        with pytest.raises(UserError, match=r"below the size of a group \(4 texts\)"):
+        with pytest.raises(UserError, match=r"below the size of the smallest group \(4 texts\)"):
             splits.sample_cv_groups(cv_groups, limit, seed=0)
         return
     assert splits.sample_cv_groups(cv_groups, limit, seed=0).sum() == min(12, limit // 4 * 4)

@@ -199,12 +199,12 @@ def curve_csv(curve: Sequence["Point"]) -> str:
 
 
 def _refused_curve(path: Path) -> str:
-    """Why the curve is not written at a path that only --out implies, with a remedy; "" if it is."""
+    """Why the risk-coverage curve must not be written to `path`, with a remedy; "" if it may."""
     if not path.is_file() or path.read_bytes().startswith(_CURVE_HEADER.encode()):
         return ""
     return (
-        f"{path}, the file of the risk-coverage curve, exists and is none, and would be "
-        "overwritten; name another .json file"
+        f"the risk-coverage curve would overwrite {path}, which is no such curve; name another "
+        ".json file"
     )
 
 

@@ -74,8 +74,8 @@ def sample_cv_groups(cv_groups: Names, limit: int | None, seed: int) -> NDArray[
             left -= int(size[number])
     if not kept:
         raise UserError(
-            f"detection.max_statements: {limit} is below the size of a group ({size.min()} "
-            "texts); raise it"
+            f"detection.max_statements: {limit} is below the size of the smallest group "
+            f"({size.min()} texts); raise it"
         )
     return np.isin(code, kept)
 

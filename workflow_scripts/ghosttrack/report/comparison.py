@@ -194,7 +194,7 @@ def _paired(
     """Two models: a row per shared data set, and the mean difference of their detectors."""
     pair = differences[(differences["reference"] == reference) & (differences["model"] == model)]
     cells = {(row["dataset"], row["score"]): row for row in pair.to_dict("records")}
-    # A mean over data sets without folds is in no table of a run: no detector has one.
+    # `datasets` are those of metrics.csv, which has no mean where no data set has folds.
     place = {name: number for number, name in enumerate([*page.POOLS, *datasets])}
     shared = sorted(set(pair["dataset"]), key=lambda name: place[name])
     rows = []
