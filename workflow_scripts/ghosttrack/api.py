@@ -140,6 +140,8 @@ class Detector:
         numbered = _with_unique_ids(
             _as_text(given, number) for number, given in enumerate(texts, start=1)
         )
+        if self.calibration and isinstance(texts, Sequence):  # before the first text is read
+            self._require_calibrated([_as_text(given, at) for at, given in enumerate(texts, 1)])
         level = confidence
         if self.calibration:  # it is fitted on the sentences that decide at this level
             from ghosttrack.detection.calibration import CONFIDENCES
@@ -158,10 +160,10 @@ class Detector:
                 yield self.calibration.apply(score, confidence) if self.calibration else score
             size = min(2 * size, WINDOW)
 
-    def _require_calibrated(self, window: Sequence[Text]) -> None:
+    def _require_calibrated(self, texts: Iterable[Text]) -> None:
         """Check that the calibration is of the detector that judges: of answers, or of statements."""
         fitted = self.calibration.about.get("whole") if self.calibration else None
-        for text in window:
+        for text in texts:
             if self.calibration and fitted and self._is_whole(text) not in fitted:
                 kind, remedy = (
                     ("with", "mark it") if True not in fitted else ("without", "mark none")

@@ -470,3 +470,21 @@ def test_marks_and_scripts_without_spaces(answer: str, gold: str, verdict: Answe
 def test_end_marks_of_other_scripts_end_an_answer() -> None:
     assert first_answer(" \u6771\u4eac\u3002\u4eba\u53e3") == "\u6771\u4eac"
     assert first_answer(" \u0926\u093f\u0932\u0964 x") == "\u0926\u093f\u0932"
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "expected"),
+    [
+        (" Roe v. Wade. It was", ["Roe v. Wade"], "Roe v. Wade"),
+        (" it was roe v. wade. Then", ["Roe v. Wade"], "it was roe v. wade"),
+        (" Warner Bros. Records", ["Warner Bros. Records"], "Warner Bros. Records"),
+        (" Yahoo! Inc. in 1995", ["Yahoo!", "Yahoo! Inc."], "Yahoo! Inc"),
+        (" Paris. It is", ["Paris."], "Paris"),
+        (" Rome. Paris", ["Paris"], "Rome"),
+    ],
+)
+def test_a_mark_inside_an_accepted_answer_ends_nothing(
+    text: str, gold: list[str], expected: str
+) -> None:
+    assert first_answer(text, gold) == expected
+    assert (judge(expected, gold) == CORRECT) == (expected != "Rome")

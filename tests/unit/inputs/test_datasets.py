@@ -632,9 +632,9 @@ def test_gold_answers_without_a_letter_or_digit_are_refused_with_their_row(
     ("gold", "refused"),
     [
         ("Paris\nLutetia", "Paris"),
-        ("He won. He was proud.", "He won"),
-        ("Roe v. Wade", "Roe v"),
-        ("Roe v. Wade; Roe v", ""),
+        ("He won.\n\nHe was proud.", "He won"),
+        ("Roe v. Wade", ""),
+        ("Warner Bros. Records", ""),
         (["Paris\nLutetia", "Paris"], ""),
         ("Dr. No; St. John's", ""),
         ("n/a or none", ""),

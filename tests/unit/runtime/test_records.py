@@ -428,6 +428,10 @@ def test_a_record_without_versions_is_read() -> None:
     del content["libraries"]
     path.write_text(json.dumps(content))
     assert records.read(TABLE) == (*records.read(TABLE)[:3], {})  # type: ignore[index]
+    assert records.check_lineage([TABLE], {}).libraries["torch"] == [
+        "(not recorded)",
+        importlib.metadata.version("torch"),
+    ]
 
 
 @pytest.mark.parametrize(

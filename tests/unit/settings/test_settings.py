@@ -133,6 +133,7 @@ def test_null_clears_a_value_from_the_command_line() -> None:
         ("presets", "per_model: {o: {sea: 1}}", r"per_model: o: unknown key sea \(did you mean s"),
         ("presets", "per_model: {o: 3}", r"presets/p\.yaml: per_model: expected settings by"),
         ("presets", "per_model: {o: {seed: 3}}", ""),
+        ("presets", "per_model: {in_a_directory: {seed: 3}}", ""),
         ("models", "model: m", ""),
         ("presets", "per_model: {m: }", ""),
         ("presets", "per_model:", ""),

@@ -73,8 +73,8 @@ def judge_answers(
     for question, continuation, wrong in zip(
         questions.to_dict("records"), continuations, others, strict=True
     ):
-        answer = answers.first_answer(continuation)
         gold = [str(one) for one in question["gold"]]
+        answer = answers.first_answer(continuation, gold)
         verdict = answers.judge(answer, gold, wrong, question["arguable"])
         verdicts.append((str(question["relation"]), verdict.name.lower()))
         if verdict not in LABELS:
@@ -139,7 +139,7 @@ def sample_table(
         gold = [str(one) for one in question["gold"]]
         continuations = [greedy[number], *drawn[number * samples : (number + 1) * samples]]
         for sample, continuation in enumerate(continuations):
-            answer = answers.first_answer(continuation.text)
+            answer = answers.first_answer(continuation.text, gold)
             verdict = answers.judge(answer, gold, wrong, question["arguable"])
             end = continuation.text.index(answer) + len(answer)
             tokens = sum(reached < end for reached in continuation.ends) + 1 if answer else 0

@@ -1,6 +1,6 @@
 """Texts to score or to calibrate on, from the files that a user gives."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -29,9 +29,9 @@ _ENCODING = "; or name its encoding, for example --encoding windows-1252"
 
 
 class Given(NamedTuple):
-    """Texts in order, and their number."""
+    """Texts in order, a list if they are all in memory; and their number."""
 
-    texts: Iterator[Text]
+    texts: Iterable[Text]
     number: int
 
 
@@ -71,7 +71,7 @@ def given_texts(path: Path, context: str = "", encoding: str = lines.UTF8) -> Gi
     """
     if path.suffix.lower() != ".txt":
         texts = list(read_texts(path, context, encoding))
-        return Given(iter(texts), len(texts))
+        return Given(texts, len(texts))
     count = sum(1 for _ in read_texts(path, context, encoding))
     return Given(read_texts(path, context, encoding), count)
 

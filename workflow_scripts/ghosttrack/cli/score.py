@@ -263,7 +263,7 @@ def main(arguments: list[str]) -> int:
         given = (
             given_texts(chosen.texts, context, chosen.encoding)
             if chosen.texts
-            else Given(iter(in_arguments), len(in_arguments))
+            else Given(in_arguments, len(in_arguments))
         )
         detector = api.Detector.load(chosen.run, gpus=chosen.gpus, calibration=chosen.calibration)
         scores = detector.stream(given.texts, confidence=chosen.confidence, reasons=chosen.reasons)

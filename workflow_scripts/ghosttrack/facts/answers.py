@@ -75,21 +75,33 @@ REFUSALS = (
 )
 
 
-def first_answer(text: str) -> str:
+def first_answer(text: str, names: Iterable[str] = ()) -> str:
     """The first sentence of the first non-blank line of a continuation, without its end mark.
 
-    The end marks of Chinese, Japanese, Hindi, Arabic and Urdu count, too.
-    Full stops in abbreviations, initials and numbers do not end a sentence.
+    The end marks of Chinese, Japanese, Hindi, Arabic and Urdu count, too. Full stops in
+    abbreviations, initials and numbers do not end a sentence.
+
+    Args:
+        names: answers to the question. A mark inside one of them ends no sentence, if the line has
+            it in the same letters: Roe v. Wade, Jeopardy! champion.
     """
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     for mark in re.finditer(
         r"[.!?;]+(?=\s|$|[\"')\]])|[\u3002\uff01\uff1f\u0964\u061f\u06d4]+", line
     ):
         before = line[: mark.start()]
+        if any(_is_inside(mark.start(), name, line) for name in names):
+            continue
         if mark.group() == "." and _goes_on(before, line[mark.end() :]):
             continue
         return before.strip()
     return line
+
+
+def _is_inside(position: int, name: str, line: str) -> bool:
+    """Whether the line has the name around the position, with text of the name after it."""
+    parts = re.finditer(re.escape(name.strip()), line, re.IGNORECASE)
+    return any(part.start() < position < part.end() - 1 for part in parts)
 
 
 def _goes_on(before: str, after: str) -> bool:

@@ -171,12 +171,12 @@ def read_questions(settings: DatasetSettings) -> list[Question]:
 
 
 def _require_matchable(questions: Sequence[Question], column: str, name: str) -> None:
-    """Check that the first sentence of the first line of an answer can match each question's gold."""
+    """Check that each question has an accepted answer that an answer of one line can match."""
     never = [
         number
         for number, question in enumerate(questions, start=1)
         if not any(
-            judge(first_answer(f" {answer}"), [answer]) == AnswerVerdict.CORRECT
+            judge(first_answer(f" {answer}", [answer]), [answer]) == AnswerVerdict.CORRECT
             for answer in question.gold
             if normalise(answer)
         )
@@ -186,7 +186,7 @@ def _require_matchable(questions: Sequence[Question], column: str, name: str) ->
         compared = first_answer(f" {next(filter(normalise, first))}")
         raise UserError(
             f"row {never[0]} of {name}, column {column!r}: no answer can match {shown(first)}: an "
-            f"answer ends with its first sentence or line, here {shown(compared)} "
+            f"answer ends with its first line, here {shown(compared)} "
             f"({len(never)} of {len(questions)} rows); add this part as an accepted answer, or "
             "remove the row"
         )

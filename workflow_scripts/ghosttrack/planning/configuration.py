@@ -113,7 +113,7 @@ def _for_model(
         preset: what the file `origin` holds; changed in place.
         model: name of the model of the run. models: names of the files in config/models.
     Raises:
-        UserError: no settings by model; a name that is no model; an unknown key for any model.
+        UserError: no settings by model; a misspelt name; an unknown key for any model.
     """
     for_models = preset.pop("per_model", None) or {}
     known = sorted({*models, model})
@@ -125,12 +125,11 @@ def _for_model(
             "{seed: 1}}"
         )
     for name, values in for_models.items():
-        if name not in known:
-            hint = difflib.get_close_matches(str(name), known, n=1)
-            meant = f" (did you mean {hint[0]}?)" if hint else ""
+        # Another name may be that of a model in a directory, which other runs name.
+        if name not in known and (hint := difflib.get_close_matches(str(name), known, n=1)):
             raise UserError(
-                f"{origin}: per_model: {name} is no model of config/models{meant}; correct or "
-                "remove this name"
+                f"{origin}: per_model: {name} is no model of config/models (did you mean "
+                f"{hint[0]}?); correct or remove this name"
             )
         if unknown := _unknown_in(values or {}, Settings, ""):
             raise UserError(f"{origin}: per_model: {name}: {unknown}")

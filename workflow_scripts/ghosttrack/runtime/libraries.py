@@ -19,6 +19,7 @@ LIBRARIES = (
     "scikit-network",
     "snakemake",
 )
+NOT_RECORDED = "(not recorded)"
 
 
 @cache
@@ -35,10 +36,11 @@ def together(recorded: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
     """All versions of each library in several records, sorted as text.
 
     Returns:
-        name of a library -> its versions; more than one if results of a run differ in theirs.
+        name of a library -> its versions, or NOT_RECORDED for a record without any; more than one
+        if results of a run differ in theirs.
     """
     all_versions: dict[str, set[str]] = {}
     for record in recorded:
-        for name, one in record.items():
+        for name, one in (record or dict.fromkeys(LIBRARIES, NOT_RECORDED)).items():
             all_versions.setdefault(name, set()).add(one)
     return {name: sorted(all_versions[name]) for name in LIBRARIES if name in all_versions}
