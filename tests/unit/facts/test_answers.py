@@ -371,6 +371,7 @@ SAME_NUMBERS = (
     ("30th", "thirtieth"),
     ("12th", "twelfth"),
     ("July 4th", "July 4", "July fourth"),
+    ("March 1999", "March of 1999"),
     ("4 July 1776", "the 4th of July 1776", "the fourth of July, 1776", "4th July, 1776"),
     ("90%", "90 percent", "ninety per cent", "90 per cent"),
 )

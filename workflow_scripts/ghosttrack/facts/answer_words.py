@@ -224,14 +224,15 @@ def _digits(words: Sequence[str]) -> list[str]:
 
 
 def _dates(words: Sequence[str]) -> list[str]:
-    """The words with the days of dates as plain numbers: `july 4th` -> `july 4`."""
+    """The words with dates in one form: `july 4th` -> `july 4`, `march of 1999` -> `march 1999`."""
     result: list[str] = []
     for at, word in enumerate(words):
         day = re.fullmatch(r"(\d+)th", word)
         if day and (any(before in MONTHS for before in result[-1:]) or _month_follows(words, at)):
             word = day[1]
-        linked = word == "of" and result and result[-1].isdecimal()
-        if not (linked and any(after in MONTHS for after in words[at + 1 : at + 2])):
+        beside = [*result[-1:], *words[at + 1 : at + 2]]
+        dated = any(near in MONTHS for near in beside) and any(map(str.isdecimal, beside))
+        if word != "of" or not dated:
             result.append(word)
     return result
 
