@@ -36,6 +36,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return small_stores.write(tmp_path_factory.mktemp("store"), small_stores.make_rows(40))
 
 
+def unscaled(target: Path, manifest: Path) -> np.ndarray[Any, Any]:
+    """All rows of a store without its scale; a damage is found when it is opened, or when it is read."""
+    found = ActivationStore.open([target], [manifest])
+    return np.asarray(found.read() / found.scale)
+
+
 @fuzzing.common
 @given(st.data())
 def test_a_changed_manifest_gives_the_same_rows_or_one_error(
@@ -46,9 +52,9 @@ def test_a_changed_manifest_gives_the_same_rows_or_one_error(
     content = data.draw(fuzzing.changed(json.loads(manifest.read_text())))
     other = tmp_path / manifest.name
     other.write_text(json.dumps(content))
-    found, refusal = fuzzing.outcome(lambda: ActivationStore.open([target], [other]))
+    found, refusal = fuzzing.outcome(lambda: unscaled(target, other))
     assert "\n" not in refusal
-    assert refusal or np.array_equal(found.read() / found.scale, rows)
+    assert refusal or np.array_equal(found, rows)
 
 
 @fuzzing.common
@@ -60,8 +66,8 @@ def test_a_damaged_manifest_gives_the_same_rows_or_one_error(
     rows = ActivationStore.open([target], [manifest]).read()
     other = tmp_path / manifest.name
     other.write_bytes(fuzzing.edited(manifest.read_bytes(), edits))
-    found, refusal = fuzzing.outcome(lambda: ActivationStore.open([target], [other]))
-    assert refusal or np.array_equal(found.read() / found.scale, rows)
+    found, refusal = fuzzing.outcome(lambda: unscaled(target, other))
+    assert refusal or np.array_equal(found, rows)
 
 
 # ---- settings and command lines
