@@ -257,7 +257,8 @@ def test_a_killed_run_is_finished_by_the_same_command_with_the_same_bytes(
     again = result.stdout + result.stderr
     assert result.returncode == 0, again[-6000:]
     assert "clearing the lock of a run that was killed" in again
-    assert again.count("(Rule: train_sae)") == 4 - done
+    # Of the two jobs at once, those that had ended before Snakemake said so are not repeated.
+    assert max(4 - done - 2, 0) <= again.count("(Rule: train_sae)") <= 4 - done
     assert not re.search(r"\(Rule: (fetch|extract_activations)", again)
     found, expected = contents(house), contents(finished)
     assert sorted(found) == sorted(expected)
