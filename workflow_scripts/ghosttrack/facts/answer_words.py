@@ -173,10 +173,14 @@ def _without_percent(words: Sequence[str]) -> list[str]:
         if word == "cent" and result[-1:] == ["per"]:
             result.pop()
             word = "percent"
-        number = bool(result) and (result[-1][-1].isdecimal() or result[-1] in NUMBERS | SCALES)
-        if word != "percent" or not number:
-            result.append(word)
+        if word == "percent" and result and _is_number(result[-1]):
+            continue
+        result.append(word)
     return result
+
+
+def _is_number(word: str) -> bool:
+    return word[-1].isdecimal() or word in NUMBERS or word in SCALES
 
 
 def _roman(words: Sequence[str]) -> list[str]:
