@@ -173,6 +173,34 @@ def test_equal_texts_and_texts_of_one_group_are_never_split(tmp_path: Path) -> N
     assert groups[3] != groups[0]
 
 
+def test_answers_to_one_question_are_never_split(tmp_path: Path) -> None:
+    rows = [
+        ("The capital of Chad is N'Djamena.", "N'Djamena", "", ""),
+        ("the capital of Chad is  Lima", "Lima", "", ""),
+        ("The capital of Peru is Lima.", "Lima", "", ""),
+        ("Lima", "Lima", "", "Capital of Peru?"),
+        ("N'Djamena", "", "", "capital of Peru?"),
+        ("N'Djamena", "N'Djamena", "", "Capital of Chad?"),
+        ("It is Lima", "Lima", "A text on Peru", ""),
+        ("It is Lima now", "Lima", "A text on Chad", ""),
+        ("A statement", "", "", ""),
+        ("Another statement", "", "", ""),
+        ("Answer", "Answer", "", ""),
+    ]
+    labelled = read_labelled(
+        table(
+            tmp_path / "a.csv",
+            [(*row[:2], number % 2, *row[2:]) for number, row in enumerate(rows)],
+            "text,answer,label,context,question",
+        )
+    )
+    groups = calibrate._cv_groups(labelled).tolist()
+    assert groups[0] == groups[1]
+    assert groups[3] == groups[4]
+    assert groups[5] == groups[4]  # the same words, "N'Djamena", are never split either
+    assert len(set(groups)) == 8
+
+
 @pytest.mark.parametrize("name", ["Group", "GROUP", "Answer", "Context"])
 def test_a_column_with_another_capital_is_not_left_out_in_silence(
     tmp_path: Path, name: str

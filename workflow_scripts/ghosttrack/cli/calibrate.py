@@ -17,6 +17,7 @@ from ghosttrack.cli.waiting import limit_threads, log_to_stderr, with_progress
 from ghosttrack.detection.scored_texts import ABSTAIN, HALLUCINATED, ScoredText, Text
 from ghosttrack.errors import UserError
 from ghosttrack.facts.examples import same_text
+from ghosttrack.inputs.answer_spans import last_span
 from ghosttrack.inputs.cells import (
     MISSING,
     Row,
@@ -114,7 +115,19 @@ def _group(row: Row, number: int, path: Path, text: Text) -> str:
             "a number that names the group"
         )
     alone = group.strip().lower() in ("", *(word.lower() for word in MISSING))
-    return f"text {text.text}" if alone else f"group {same_text(group)}"
+    return _own_group(text) if alone else f"group {same_text(group)}"
+
+
+def _own_group(text: Text) -> str:
+    """Group of a text without one: answers to one question belong together, and so do equal texts.
+
+    The question is what the model reads before the answer.
+    """
+    span = last_span(text.text, text.answer) if text.answer else None
+    before = text.text[: span[0]] if span else ""
+    if not (before.strip() or text.question.strip()):
+        return f"text {text.text}"
+    return f"question {same_text(' '.join((text.context, text.question, before)))}"
 
 
 def _require_consistent(texts: Sequence[Text], labels: Sequence[int], path: Path) -> None:

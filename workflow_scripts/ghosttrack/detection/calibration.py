@@ -151,7 +151,10 @@ def require_enough(labels: Ints, cv_groups: splits.Names, where: str) -> None:
                 f"{where}: no text has the label {name}; a calibration needs both labels"
             )
     if reason := splits.infeasible_reason(labels, cv_groups, FOLDS, FOLDS):
-        raise UserError(f"{where}: {reason}; label more texts of other groups")
+        raise UserError(
+            f"{where}: {reason}; label more texts of other groups, or name the "
+            "groups in a column `group`"
+        )
 
 
 def fit(columns: Floats, labels: Ints, cv_groups: splits.Names) -> Calibration:
