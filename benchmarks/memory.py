@@ -19,36 +19,39 @@ from measure import show
 from ghosttrack.report import costs
 from ghosttrack.runtime import peak_memory
 
-# A dry run that prints rule and memory of every job; Snakemake prints them only without messages.
+# A dry run that prints rule, memory and minutes of every job; Snakemake prints them only without
+# messages.
 DRY_RUN = """
 import sys
 from snakemake import cli, jobs
 
 def show(job, *_, **__):
-    print("MEMORY", job.rule.name, job.resources.get("mem_mb", 0), file=sys.stderr)
+    for resource in ("mem_mb", "runtime"):
+        print("ASKED", resource, job.rule.name, job.resources.get(resource, 0), file=sys.stderr)
 
 jobs.Job.log_info = show
 cli.main(["-n", "--forceall", *sys.argv[2:], "--config", f"model={sys.argv[1]}"])
 """
 
 
-def asked(model: str, folder: Path, *options: str) -> dict[str, float]:
+def asked(model: str, folder: Path, *options: str, resource: str = "mem_mb") -> dict[str, float]:
     """MB that the first attempt of each rule asks for, by rule without the model's name.
 
     Args:
         model: name of the model.
         folder: working directory of the workflow. options: of Snakemake.
+        resource: `mem_mb`, or `runtime` for minutes.
     """
     command = [sys.executable, "-c", DRY_RUN, model, *(options or ("--cores", "1"))]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if result.returncode:
         raise SystemExit(f"the dry run of {model} in {folder} failed:\n{result.stderr[-2000:]}")
     suffix = re.compile(rf"_{re.sub(r'[^A-Za-z0-9]', '_', model)}(_wave_\d+)?$")
-    memory: dict[str, float] = {}
-    for name, size in re.findall(r"^MEMORY (\S+) (\d+)$", result.stderr, re.MULTILINE):
+    most: dict[str, float] = {}
+    for name, size in re.findall(rf"^ASKED {resource} (\S+) (\d+)$", result.stderr, re.MULTILINE):
         rule = suffix.sub("", name)
-        memory[rule] = max(memory.get(rule, 0.0), float(size))
-    return memory
+        most[rule] = max(most.get(rule, 0.0), float(size))
+    return most
 
 
 def measured(run: Path) -> dict[str, float]:

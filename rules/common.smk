@@ -20,6 +20,7 @@ from ghosttrack.inputs import corpus_sources
 from ghosttrack.planning import (
     data_sizes,
     due,
+    forecast,
     forked_jobs,
     job_imports,
     memory,

@@ -73,7 +73,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
         resources:
             **model_accelerator(MODEL),
             mem_mb=memory_for(memory.extraction, LAYERS, model=MODEL),
-            runtime=scaled(120),
+            runtime=lasting(120, forecast.extraction_minutes, LAYERS, model=MODEL),
             batch=shrinking(16),
             room_kb=room_kb(MODEL),
         params:

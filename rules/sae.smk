@@ -28,7 +28,7 @@ rule train_sae:
     resources:
         **ACCELERATOR,
         mem_mb=memory_for(memory.training),
-        runtime=scaled(120),
+        runtime=lasting(120, forecast.training_minutes),
         # After an out-of-memory: read rows window by window, in smaller micro-batches.
         resident_mb=first_attempt(1536),
         micro_batch=shrinking(4096),
@@ -82,7 +82,12 @@ for MODEL in SHARED:
         resources:
             **ACCELERATOR,
             mem_mb=memory_for(memory.shared_training),
-            runtime=scaled(120 * len(SETTINGS[MODEL].layers)),
+            runtime=lasting(
+                120 * len(SETTINGS[MODEL].layers),
+                forecast.training_minutes,
+                len(SETTINGS[MODEL].layers),
+                model=MODEL,
+            ),
             resident_mb=first_attempt(1536),
             micro_batch=shrinking(4096),
             cuda_graph=0,  # 1: a GPU runs a step's pass as one graph; not measured
@@ -122,7 +127,7 @@ rule fit_random_decoder:
     resources:
         **ACCELERATOR,
         mem_mb=memory_for(memory.training),
-        runtime=scaled(120),
+        runtime=lasting(120, forecast.training_minutes),
         resident_mb=first_attempt(1536),
         micro_batch=shrinking(4096),
     params:

@@ -24,7 +24,7 @@ rule sweep_sae:
     resources:
         **ACCELERATOR,
         mem_mb=memory_for(memory.sweep),
-        runtime=scaled(720),
+        runtime=lasting(720, forecast.sweep_minutes),
         resident_mb=first_attempt(1536),
         micro_batch=shrinking(4096),
     params:

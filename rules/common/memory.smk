@@ -1,4 +1,5 @@
-# rules/common/memory.smk -- memory that jobs ask for, by the formulas of planning/memory.py.
+# rules/common/memory.smk -- memory and time that jobs ask for, by the formulas of planning/memory.py
+# and planning/forecast.py.
 import time
 from functools import lru_cache
 
@@ -14,6 +15,19 @@ def memory_for(estimate, *more, model=None):
         return attempt * memory.asked(estimate(run, *more), on_cluster(), run.gpu)
 
     return megabytes
+
+
+def lasting(base, estimate, *more, model=None):
+    """Resource function: four times the minutes of an estimate, at least `base`; grows like `scaled`.
+
+    `estimate`: of `planning/forecast.py`, a minimum; `model`: as in `memory_for`.
+    """
+
+    def minutes(wildcards, attempt):
+        expected = estimate(SETTINGS[model or wildcards.model], *more)
+        return max(base, round(4 * expected)) * attempt
+
+    return minutes
 
 
 def on_cluster():

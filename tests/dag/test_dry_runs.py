@@ -491,7 +491,7 @@ def test_the_slurm_profile_says_what_the_rules_ask_for() -> None:
         for block in re.split(r"\n(?= *rule[ :])", path.read_text()):
             if re.search(r"ACCELERATOR,|model_accelerator\(", block):
                 (script,) = re.findall(r'workflow_scripts/\w+/(\w+)\.py"', block)
-                (minutes,) = re.findall(r"runtime=(?:scaled\()?(\d+)", block)
+                (minutes,) = re.findall(r"runtime=(?:\w+\()?\s*(\d+)", block)
                 asked[script] = ("1", minutes)
     assert "train_shared_sae, one dictionary for all layers: 120 minutes per layer" in profile
     assert asked.pop("train_shared_sae") == ("1", "120")

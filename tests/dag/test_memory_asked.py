@@ -1,4 +1,4 @@
-"""What the jobs of a dry run ask for: every rule by a formula, and more on Slurm."""
+"""Memory and time that the jobs of a dry run ask for: by formulas, and more memory on Slurm."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import memory as benchmark
 import pytest
 
-from ghosttrack.planning import memory
+from ghosttrack.planning import forecast, memory
+from ghosttrack.planning.configuration import load
 from tests.conftest import copy_house
 
 pytestmark = pytest.mark.dag
@@ -41,6 +42,25 @@ def test_every_rule_of_every_target_asks_for_memory(house: Path) -> None:
         found
     )
     assert min(size for rule, size in found.items() if rule not in TARGETS) > memory.PLAIN
+
+
+def test_long_jobs_ask_for_four_times_their_expected_minutes(house: Path) -> None:
+    models = house / "config" / "models"
+    plan = "plan: {teraflops: 1.0e-7, gpus: 1, device: cpu}\n"
+    (models / "slow.yaml").write_text((models / "tiny-gpt2.yaml").read_text() + plan)
+    (slow,) = load({"model": "slow"}, house / "config").values()
+    expected = {
+        "extract_activations": forecast.extraction_minutes(slow, slow.layers),
+        "train_sae": forecast.training_minutes(slow),
+        "sweep_sae": forecast.sweep_minutes(slow),
+    }
+    targets = ("--cores", "1", "all", "sae_sweep")
+    quick = benchmark.asked(MODEL, house, *targets, resource="runtime")
+    long = benchmark.asked("slow", house, *targets, resource="runtime")
+    for rule, base in (("extract_activations", 120), ("train_sae", 120), ("sweep_sae", 720)):
+        assert quick[rule] == base
+        assert long[rule] == round(4 * expected[rule]) > base
+    assert long["fetch_model"] == quick["fetch_model"]
 
 
 def test_two_models_in_one_run_ask_for_what_each_asks_for_alone(house: Path) -> None:

@@ -94,6 +94,21 @@ def test_a_sparse_step_on_a_cpu_counts_one_product_and_the_active_features() -> 
     assert roofline.step(small.sae, 576, "gpu").operations == 10 * 512 * 576 * 2048
 
 
+def test_minutes_of_a_job_are_its_part_of_the_forecast(tmp_path: Path) -> None:
+    medium = settings(model="gpt2-medium", plan={"gpus": 1})
+    waves = plan.waves(medium)
+    training = forecast.training(medium, waves, tmp_path).effort.gpu_hours
+    assert 24 * forecast.training_minutes(medium) == pytest.approx(60 * training, rel=1e-3)
+    one, all_layers = (forecast.training_minutes(medium, saes) for saes in (1, 24))
+    assert all_layers == pytest.approx(24 * one)
+    arms = len(medium.sweep.k) * len(medium.sweep.seeds)
+    assert forecast.sweep_minutes(medium) == pytest.approx(arms * forecast.training_minutes(medium))
+    shards = sum(forecast.extraction_minutes(medium, layers) for layers in waves)
+    share = medium.contexts_per_shard / medium.contexts
+    extraction = forecast.extraction(medium, waves, tmp_path).gpu_hours
+    assert shards == pytest.approx(60 * extraction * share)
+
+
 def test_finished_jobs_replace_the_assumed_rate(tmp_path: Path) -> None:
     medium = settings(model="gpt2-medium", activations={"storage": "fp16"}, plan=FAST)
     waves = plan.waves(medium)

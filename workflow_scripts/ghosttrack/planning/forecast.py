@@ -103,6 +103,23 @@ def extraction(settings: Settings, waves: Sequence[Sequence[int]], results: Path
     )
 
 
+def extraction_minutes(settings: Settings, layers: Sequence[int]) -> float:
+    """Minimum time of the job that extracts one shard of some layers, as assumed."""
+    tokens = min(settings.contexts, settings.contexts_per_shard) * settings.corpus.context
+    return tokens * token_bound(settings, layers[-1] + 1, len(layers)).seconds / 60
+
+
+def training_minutes(settings: Settings, saes: int = 1) -> float:
+    """Minimum time of the job that trains some SAEs, each on the activations of a layer."""
+    steps = settings.contexts * settings.corpus.context * settings.sae.epochs / settings.sae.batch
+    return saes * steps * step_bound(settings, settings.sae)[1].seconds / 60
+
+
+def sweep_minutes(settings: Settings) -> float:
+    """Minimum time of the job that trains all SAEs of a sweep on one layer."""
+    return training_minutes(settings, len(settings.sweep.k) * len(settings.sweep.seeds))
+
+
 def token_bound(settings: Settings, blocks: int, layers: int) -> roofline.Bound:
     """Minimum time of a token in a forward pass through some blocks, which stores some layers."""
     assert settings.dimensions is not None
