@@ -360,11 +360,22 @@ def test_a_symbol_inside_an_answer_has_its_case(
 
 
 SAME_NUMBERS = (
-    ("World War II", "world war 2", "World War Two"),
+    (
+        "World War II",
+        "world war 2",
+        "World War Two",
+        "the Second World War",
+        "WWII",
+        "WW2",
+        "WW II",
+    ),
+    ("Elizabeth II", "Elizabeth the Second"),
+    ("George V", "George the Fifth"),
+    ("101st", "one hundred and first", "the hundred and first"),
     ("July 4, 1776", "4 July 1776", "the 4th of July, 1776", "July the fourth, 1776"),
     ("December 7, 1941", "Dec. 7, 1941", "7 Dec 1941"),
     ("10,000 km", "10000km", "10,000km"),
-    ("World War I", "World War One", "world war i"),
+    ("World War I", "World War One", "world war i", "First World War", "WWI", "WW1", "WW I"),
     ("Henry VIII", "Henry 8"),
     ("the 1st", "first", "the First"),
     ("21st century", "the twenty-first century", "twenty first century"),
@@ -389,6 +400,10 @@ def test_every_form_of_a_number_matches_every_other(forms: tuple[str, ...]) -> N
     ("answer", "gold"),
     [
         ("World War I", "World War II"),
+        ("WWI", "World War II"),
+        ("the First World War", "WWII"),
+        ("Elizabeth the First", "Elizabeth II"),
+        ("George the Sixth", "George V"),
         ("Henry VII", "Henry VIII"),
         ("second", "first"),
         ("2nd", "2"),

@@ -112,6 +112,9 @@ ROMAN = {
     for value, unit in enumerate(("", "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix"))
     if len(tens + unit) > 1
 }
+# Roman numerals after another word, of which an answer may say `the Second`.
+_REGNAL = re.compile(r"(?<=\w\s)[IVX]+(?![\w'\u2019])")
+_SHORT_ROMAN = {"1": "i", "5": "v", "10": "x"}
 NEGATIVE = ("minus", "negative")
 SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
 
@@ -125,7 +128,7 @@ def normalise(text: str) -> Words:
     digits (`two`, `II`), and ordinals digits with `th` (`second`, `2nd`), or without in a date
     (`July 4th` = `July 4`, `4th of July` = `4 July`). `Saint` becomes `st`, and `Dec` `december`.
     `percent` after a number, and `City` at the end of a longer name, are dropped (`Kuwait City` =
-    `Kuwait`).
+    `Kuwait`). `WWII` and `Second World War` become `world war 2`.
     """
     plain = tokens(text)
     # The last word is not an article: Vitamin A, Plan A, or the answer "A".
@@ -133,7 +136,7 @@ def normalise(text: str) -> Words:
     words = ["st" if word == "saint" else SHORT_MONTHS.get(word, word) for word in words]
     if len(words) > 1 and words[-1] in GENERIC_ENDINGS:
         words.pop()
-    return tuple(_dates(_digits(_roman(_without_percent(words)))))
+    return tuple(_dates(_wars(_digits(_roman(_without_percent(words))))))
 
 
 def tokens(text: str) -> Words:
@@ -201,9 +204,9 @@ def _digits(words: Sequence[str]) -> list[str]:
     position = 0
     while position < len(words):
         end, value = _number(words, position)
-        after_tens = end > position and words[end - 1] in TENS
+        before = words[end - 1] if end > position else ""
         ordinal = ORDINALS.get(words[end], 0) if end < len(words) else 0
-        if ordinal and (end == position or (after_tens and ordinal < 10)):
+        if ordinal and (before in ("", "hundred", "and") or (before in TENS and ordinal < 10)):
             result.append(f"{value + ordinal}th")
             position = end + 1
         elif figure := re.fullmatch(r"(\d+)(?:st|nd|rd|th)", words[position]):
@@ -225,6 +228,16 @@ def _digits(words: Sequence[str]) -> list[str]:
         if len(result) > 1 and result[-2] in NEGATIVE and result[-1].replace(".", "").isdecimal():
             result[-2:] = [f"-{result[-1]}"]
     return result
+
+
+def _wars(words: Sequence[str]) -> list[str]:
+    """Give the world wars one form: `wwii`, `ww 2` and `2th world war` -> `world war 2`."""
+    text = re.sub(r"\bww ?(?:(ii|2)|i|1)\b", _world_war, " ".join(words))
+    return re.sub(r"\b([12])th world war\b", r"world war \1", text).split()
+
+
+def _world_war(short: re.Match[str]) -> str:
+    return "world war 2" if short[1] else "world war 1"
 
 
 def _dates(words: Sequence[str]) -> list[str]:
@@ -269,7 +282,7 @@ def _number(words: Sequence[str], start: int) -> tuple[int, int]:
             and limit == 100
             and position > start
             and position + 1 < len(words)
-            and words[position + 1] in NUMBERS
+            and (words[position + 1] in NUMBERS or words[position + 1] in ORDINALS)
         ):
             pass
         else:
@@ -282,10 +295,15 @@ def _number(words: Sequence[str], start: int) -> tuple[int, int]:
 def forms(name: str) -> frozenset[Words]:
     """The words of a gold answer, and of a date in the other order; none if it has no word.
 
-    A lone ordinal is also the day of a date: `4th` is in `July 4th`, which is `july 4`.
+    A lone ordinal is also the day of a date: `4th` is in `July 4th`, which is `july 4`. The number
+    after a name is also an ordinal: `Elizabeth II` is `Elizabeth the Second`.
     """
     words = normalise(name)
     found = {words} if words else set()
+    if _REGNAL.search(name):
+        found.add(normalise(_REGNAL.sub(_as_ordinal, name)))
+    if re.search(r"\w\s+the\s+\S+$", name) and (last := re.fullmatch(r"(\d+)th", words[-1])):
+        found |= {(*words[:-1], last[1]), (*words[:-1], _SHORT_ROMAN.get(last[1], last[1]))}
     months = [word in MONTHS for word in words]
     rest = [word for word, month in zip(words, months, strict=True) if not month]
     named = months[:2].count(True) == 1 and not any(months[2:])
@@ -294,3 +312,9 @@ def forms(name: str) -> frozenset[Words]:
     if len(words) == 1 and (day := re.fullmatch(r"(\d+)th", words[0])):
         found |= {(month, day[1]) for month in MONTHS} | {(day[1], month) for month in MONTHS}
     return frozenset(found)
+
+
+def _as_ordinal(numeral: re.Match[str]) -> str:
+    short = {letter: number for number, letter in _SHORT_ROMAN.items()}
+    number = (short | ROMAN).get(numeral[0].lower())
+    return f"{number}th" if number else numeral[0]
