@@ -285,8 +285,13 @@ def test_a_name_that_yaml_does_not_read_as_text_is_refused_with_the_remedy(
         assert refusal(root, preset=value).startswith(f"preset: {value!r} is read as ")
 
 
-def test_a_single_data_set_must_be_a_list(tmp_path: Path) -> None:
-    assert "write square brackets, as in [d]" in refusal(config(tmp_path), datasets="d")
+def test_a_value_of_another_kind_is_shown_as_it_must_be_written(tmp_path: Path) -> None:
+    root = config(tmp_path)
+    assert "write square brackets, as in [d]" in refusal(root, datasets="d")
+    assert "datasets: holds nothing; give a list" in refusal(root, datasets=None)
+    range_of_layers = refusal(root, activations={"layers": "1-3"})
+    assert "write square brackets, as in [1, 2, 3]" in range_of_layers
+    assert "as in 'sae={KEY: VALUE}'" in refusal(root, sae="k=32")
 
 
 def test_data_sets_that_differ_only_in_capital_letters_are_refused(tmp_path: Path) -> None:

@@ -441,9 +441,11 @@ def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
         elif item["type"] == "string_type":
             lines.append(f"{listed}: {names.quotes_needed(value)}")
         elif item["type"] == "list_type":
+            lines.append(f"{key}: {_not_a_list(value)}")
+        elif item["type"] == "model_type":
             lines.append(
-                f"{key}: {names.short(value)} is not a list; write square brackets, as in "
-                f"[{str(value)[:120]}]"
+                f"{key}: {names.short(value)} is no section of settings; write its keys in braces, "
+                f"as in '{key}={{KEY: VALUE}}' on the command line, or on indented lines of a file"
             )
         else:
             lines.append(
@@ -451,6 +453,17 @@ def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
                 f"{item['msg'][0].lower()}{item['msg'][1:]}"
             )
     return "; ".join(dict.fromkeys(lines))
+
+
+def _not_a_list(value: Any) -> str:
+    """What is wrong with a value that is no list, with the list that was probably meant."""
+    if value is None:
+        return "holds nothing; give a list in square brackets, or leave the key out"
+    meant = str(value)[:120]
+    if span := re.fullmatch(r"\s*(\d{1,3})\s*(?:-|:|\.\.|to)\s*(\d{1,3})\s*", meant):
+        first, last = int(span[1]), int(span[2])
+        meant = ", ".join(map(str, range(first, last + 1))) or meant
+    return f"{names.short(value)} is not a list; write square brackets, as in [{meant}]"
 
 
 def _section_at(path: list[str], top: type[BaseModel]) -> type[BaseModel]:
