@@ -271,8 +271,10 @@ def _false_answer(pool: Sequence[Question], index: int, seed: int) -> str:
     """
     question = pool[index]
     for number in np.random.default_rng([seed, index]).permutation(len(pool)):
+        if pool[number].relation != question.relation:
+            continue
         answer = remarks.usual_answer(pool[number].gold)
-        if pool[number].relation == question.relation and _is_wrong(answer, question.gold):
+        if _is_wrong(answer, question.gold):
             return answer
     raise UserError(
         f"conflict: the question {question.question!r} has the accepted answers {question.gold}, "
