@@ -63,6 +63,29 @@ def test_the_closed_book_gives_the_outputs_of_the_plain_statements(plain: pd.Dat
             np.testing.assert_allclose(row[column], same[column], rtol=1e-4, atol=1e-4)
 
 
+def test_two_answers_of_one_text_have_their_own_outputs(plain: pd.DataFrame) -> None:
+    both = plain.iloc[[0, 0]].reset_index(drop=True)
+    text, start = "The largest city is New York City.", len("The largest city is ")
+    both = both.assign(id=["a", "b"], text=text, prompt=text[: start - 1], answer_start=start)
+    both = both.assign(answer=["New York", "New York City"], relation="file")
+    both["answer_end"] = start + both["answer"].map(len)
+    both = both.assign(wording="hearsay", remark="", remark_answer="New York")
+    found = closed_book.read(
+        small_models.make_model("llama"),
+        IDENTITY,
+        small_models.make_tokenizer(),
+        both,
+        prompts=0,
+        limit=512,
+        batch=4,
+        packed=512,
+        dataset="x",
+        seed=0,
+    )
+    assert found["id"].tolist() == ["a", "b"]
+    assert found["logprob_sum"][0] > found["logprob_sum"][1]
+
+
 def test_texts_after_remarks_have_no_demonstrations_and_are_paired_within_a_wording(
     plain: pd.DataFrame,
 ) -> None:

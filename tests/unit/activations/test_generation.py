@@ -18,6 +18,7 @@ from ghosttrack.activations.generation import (
     uniform_numbers,
 )
 from ghosttrack.errors import UserError
+from ghosttrack.facts import remarks
 from ghosttrack.runtime.files import read_json
 
 PROMPTS = [
@@ -277,6 +278,38 @@ def test_answers_that_follow_true_and_false_remarks_are_counted() -> None:
     plain = judge_answers(questions(), [" Paris.", " Lima.", " Rome.", " Lima."], "x")
     assert "remarks" not in plain.counts
     assert set(plain.examples["remark"]) == {""}
+
+
+def test_an_answer_that_repeats_its_remark_may_hold_a_full_stop() -> None:
+    asked = questions().assign(
+        remark="Some say so. ",
+        remark_answer=["St. Paul v. Rome", "Paris! Texas", "Lima", "Lima"],
+        other=["St. Paul v. Rome", "Paris! Texas", "Lima", "Lima"],
+        wording="hearsay",
+    )
+    texts = [" St. Paul v. Rome.", " Paris! Texas. It", " Lima.", " Rome."]
+    found = judge_answers(asked, texts, "x")
+    assert found.examples["answer"].tolist() == ["St. Paul v. Rome", "Paris! Texas", "Lima", "Rome"]
+    assert found.counts["remarks"]["false"] == {"asked": 4, "followed": 3}
+    assert remarks.agreement(found.examples) == [True, True, True, False]
+    greedy = [Continuation(text, (len(text),), (0.0,)) for text in texts]
+    assert sample_table(asked, greedy, [])["answer"].tolist() == found.examples["answer"].tolist()
+
+
+def test_the_false_answer_of_a_remark_is_wrong_though_it_holds_an_accepted_one() -> None:
+    asked = (
+        questions()
+        .iloc[:1]
+        .assign(
+            gold=[["South Korea", "Korea"]],
+            remark="Some say so. ",
+            remark_answer="North Korea",
+            other="North Korea",
+            wording="hearsay",
+        )
+    )
+    found = judge_answers(asked, [" North Korea."], "x")
+    assert found.examples["label"].tolist() == [1]
 
 
 def test_the_other_answer_is_that_of_the_remark_whatever_the_label() -> None:

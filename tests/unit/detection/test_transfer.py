@@ -12,10 +12,11 @@ from ghosttrack import scores as registry
 from ghosttrack.activations import store
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.detection import misled_transfer, probes, transfer
-from ghosttrack.detection.misled_transfer import MisledPool
+from ghosttrack.detection.misled_transfer import PROBES, MisledPool
 from ghosttrack.detection.transfer import Pool
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import transfer_tables
+from ghosttrack.facts import remarks, statements
 from ghosttrack.report import figures, transfer_figure
 from ghosttrack.sae import model as sae_model
 from ghosttrack.settings import EvaluationSettings
@@ -76,6 +77,7 @@ def after_remarks(pool: Pool, signal: float) -> MisledPool:
         agrees,
         closed,
         pd.DataFrame({"remark_logprob_sum": np.random.default_rng(5).standard_normal(len(rows))}),
+        pool.cv_groups,
     )
 
 
@@ -214,6 +216,35 @@ def test_conflict_sets_are_tested_without_each_relation_and_each_wording() -> No
         row = pooled.loc[(f"each {kind} in turn", registry.DETECTOR, registry.OUTPUT_REGRESSION)]
         assert abs(row["auroc_control"] - 0.5) < 0.1
         assert row["auroc_ours"] > 0.85
+
+
+def test_a_statement_is_not_tested_if_it_is_in_training_after_another_remark() -> None:
+    plain = statements.build_statements("cities", 0, 96)
+    after = {
+        wording: remarks.with_remarks(plain, [wording], {})
+        for wording in ("hearsay", "belief", "passage")
+    }
+    other = statements.build_statements("us_cities", 0, 96)
+    after["us"] = remarks.with_remarks(other, list(after), {})
+    names = ("logprob_sum", "logprob_mean", "logprob_first", "entropy_first", "entropy_mean")
+    rng = np.random.default_rng(0)
+    measured = {
+        name: pd.DataFrame(
+            -rng.random((len(table), 2 * len(names))),
+            columns=[*names, *(f"remark_{each}" for each in names)],
+        ).assign(rank_first=1.0, id=table["id"])
+        for name, table in after.items()
+    }
+    rows = sum(map(len, after.values()))
+    kinds = {kind: rng.random((rows, 4)).astype(np.float32) for kind in PROBES.values()}
+    misled = misled_transfer.pool(after, measured, measured, {2: kinds})
+    trainings = misled_transfer.trainings(misled)["wording"]
+    found = misled_transfer.scores(misled, trainings)
+    for training in trainings:
+        held = (misled.pool.dataset == "us") & (training.inner_fold < 0)
+        assert held.any()
+        for score in found[training.name].values():
+            assert (np.isfinite(score) == held).all()
 
 
 def test_the_remarks_own_answer_is_known_to_the_controls_under_shift() -> None:

@@ -129,6 +129,96 @@ def test_questions_of_a_file_get_remarks_in_words_of_their_own(tmp_path: Path) -
     }
 
 
+def conflict_of(path: Path, rows: list[dict[str, object]], **columns: object) -> pd.DataFrame:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = {"source": "file", "path": str(path), "conflict": {}, **columns}
+    return datasets.load_examples(DatasetSettings.model_validate(settings), 0)
+
+
+@pytest.mark.parametrize(
+    "statement", ["{} is the capital of {}.", "In {1}, {0} is the seat of government"]
+)
+def test_a_remark_asserts_the_whole_statement_around_its_answer(
+    tmp_path: Path, statement: str
+) -> None:
+    facts = [("Chad", "N'Djamena", "Lima"), ("Egypt", "The Hague", "The Nile")] * 4
+    rows: list[dict[str, object]] = [
+        {
+            "t": statement.format(answer, f"{land} {number}"),
+            "a": answer,
+            "g": number,
+            "label": label,
+        }
+        for number, (land, *both) in enumerate(facts)
+        for label, answer in enumerate(both)
+    ]
+    frame = conflict_of(
+        tmp_path / "x.jsonl", rows, text_column="t", answer_column="a", group_column="g"
+    )
+    assert len(frame) == 4 * len(facts)
+    plain = {str(row["t"]).removesuffix(".") for row in rows}
+    for row in frame.itertuples():
+        assert row.text[row.answer_start : row.answer_end] == row.answer
+        asserted = [text for text in plain if f"{text}." in row.remark]
+        assert len(asserted) == 1
+        assert row.remark_answer in asserted[0]
+        assert ".." not in row.remark
+    spans = remarks.asserted_spans(frame, "x")
+    for row in spans.itertuples():
+        assert row.text[row.answer_start : row.answer_end] == row.remark_answer
+    texts = set(remarks.without_remarks(frame)["text"])
+    assert texts == {str(row["t"]) for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("question", "answers", "remark"),
+    [
+        ("Is it wet?", ("Yes.", "No."), 'Some say that the answer to "Is it wet?" is {}\n'),
+        ("Who is it? ", ("Ann", "Bob"), 'Some say that the answer to "Who is it?" is {}.\n'),
+        ("The economy is the ", ("U.S.", "U.K."), "Some say that the economy is the {} In fact, "),
+        ("It is ", ("a+b.", "b+a."), "Some say that It is {} In fact, "),
+        ("\u9996\u90fd\u662f", ("\u5df4\u9ece\u3002", "\u91cc\u6602\u3002"), ""),
+    ],
+)
+def test_answers_with_a_full_stop_and_questions_before_texts(
+    tmp_path: Path, question: str, answers: tuple[str, str], remark: str
+) -> None:
+    rows: list[dict[str, object]] = [
+        {"q": question, "text": question + answer, "label": label}
+        for label, answer in enumerate(answers)
+    ]
+    frame = conflict_of(tmp_path / "x.jsonl", rows, question_column="q")
+    if remark:
+        assert set(frame["remark"]) == {remark.format(answer) for answer in answers}
+    for row in remarks.asserted_spans(frame, "x").itertuples():
+        assert row.text[row.answer_start : row.answer_end] == row.remark_answer
+        assert row.answer_start < row.text.index(row.remark) + len(row.remark)
+
+
+def test_statements_about_the_same_answer_are_no_pair(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"text": f"{answer} is {verb} a fish {number}.", "a": answer, "g": number, "label": label}
+        for number in range(4)
+        for label, (answer, verb) in enumerate([("A cod", "surely"), ("a cod", "hardly")])
+    ]
+    with pytest.raises(UserError, match="conflict: none of the 4 groups has a prompt"):
+        conflict_of(tmp_path / "x.jsonl", rows, answer_column="a", group_column="g")
+
+
+def test_a_remark_asserts_an_answer_of_words_that_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    gold = [["+", "plus"], ["Paris"], ["Paris, France"], ["Rome"], ["1\n2", "3"]] * 4
+    rows = [{"q": f"Question {number}?", "gold": one} for number, one in enumerate(gold)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = {"source": "file", "mode": "generated", "path": str(path), "conflict": {}}
+    columns = {"question_column": "q", "gold_column": "gold"}
+    asked = datasets.load_questions(DatasetSettings.model_validate({**settings, **columns}), 0, 99)
+    assert len(asked) == 30
+    assert not {"+", "1\n2"} & set(asked["remark_answer"])
+    for row in asked.itertuples():
+        assert not ("Paris" in row.other and "Paris" in row.gold[0])
+
+
 def test_a_set_without_pairs_is_refused() -> None:
     with pytest.raises(UserError, match="conflict: none of the 400 groups has a prompt with one"):
         load("larger_than")
@@ -167,7 +257,9 @@ def test_a_question_without_another_answer_or_in_a_chat_is_refused(tmp_path: Pat
             "conflict": {},
         }
     )
-    with pytest.raises(UserError, match="have the same answer, expected two different ones"):
+    with pytest.raises(
+        UserError, match="no other question of the relation 'file' has an answer that"
+    ):
         datasets.load_questions(settings, 0, 8)
     with pytest.raises(UserError, match=r"set generation\.prompt: plain"):
         datasets.load_questions(settings, 0, 8, chat=True)

@@ -43,7 +43,9 @@ def read(
         The columns of outputs.parquet except `row_start` and `row_count`, one row per example.
     """
     plain = remarks.without_remarks(examples).assign(wording="")
-    number, _ = pd.factorize(pd.MultiIndex.from_frame(plain[["text", "answer_start"]]))
+    number, _ = pd.factorize(
+        pd.MultiIndex.from_frame(plain[["text", "answer_start", "answer_end"]])
+    )
     distinct = plain[~pd.Series(number).duplicated().to_numpy()].reset_index(drop=True)
     pairs = pmi_baseline.choose_pairs(distinct, prompts, seed)
     texts = pd.concat([distinct, pairs], ignore_index=True)

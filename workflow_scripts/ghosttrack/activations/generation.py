@@ -2,7 +2,7 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,7 +74,7 @@ def judge_answers(
         questions.to_dict("records"), continuations, others, strict=True
     ):
         gold = [str(one) for one in question["gold"]]
-        answer = answers.first_answer(continuation, gold)
+        answer = answers.first_answer(continuation, _names(question))
         verdict = answers.judge(answer, gold, wrong, question["arguable"])
         verdicts.append((str(question["relation"]), verdict.name.lower()))
         if verdict not in LABELS:
@@ -136,10 +136,10 @@ def sample_table(
         zip(questions.to_dict("records"), _others(questions), strict=True)
     ):
         clusters: dict[answer_words.Words, int] = {}
-        gold = [str(one) for one in question["gold"]]
+        gold, names = [str(one) for one in question["gold"]], _names(question)
         continuations = [greedy[number], *drawn[number * samples : (number + 1) * samples]]
         for sample, continuation in enumerate(continuations):
-            answer = answers.first_answer(continuation.text, gold)
+            answer = answers.first_answer(continuation.text, names)
             verdict = answers.judge(answer, gold, wrong, question["arguable"])
             end = continuation.text.index(answer) + len(answer)
             tokens = sum(reached < end for reached in continuation.ends) + 1 if answer else 0
@@ -163,24 +163,32 @@ def sample_table(
 def _followed(questions: pd.DataFrame, continuations: Sequence[str]) -> dict[str, dict[str, int]]:
     """Numbers of questions after true and after false remarks, and of answers that repeat them."""
     result = {name: {"asked": 0, "followed": 0} for name in ("true", "false")}
-    for asserted, false, continuation in zip(
-        questions["remark_answer"], questions["other"], continuations, strict=True
-    ):
-        found = result["false" if asserted == false else "true"]
+    for question, continuation in zip(questions.to_dict("records"), continuations, strict=True):
+        asserted = str(question["remark_answer"])
+        answer = answers.first_answer(continuation, _names(question))
+        found = result["false" if asserted == question["other"] else "true"]
         found["asked"] += 1
-        found["followed"] += remarks.repeats(answers.first_answer(continuation), asserted)
+        found["followed"] += remarks.repeats(answer, asserted)
     return result
 
 
+def _names(question: Mapping[Hashable, Any]) -> list[str]:
+    """Answers that an answer to the question may repeat: accepted ones, and that of its remark."""
+    return [str(name) for name in (*question["gold"], question.get("remark_answer", "")) if name]
+
+
 def _others(questions: pd.DataFrame) -> list[list[str]]:
-    """For each question, its relation's other gold answers, sorted."""
+    """For each question, its relation's other gold answers and its own false answer, sorted."""
     pools = {
         relation: {str(one) for gold in part["gold"] for one in gold}
         for relation, part in questions.groupby("relation")
     }
+    asserted = questions["other"] if "other" in questions else [""] * len(questions)
     return [
-        sorted(pools[relation] - {str(one) for one in gold})
-        for relation, gold in zip(questions["relation"], questions["gold"], strict=True)
+        sorted({*pools[relation], *filter(None, [false])} - {str(one) for one in gold})
+        for relation, gold, false in zip(
+            questions["relation"], questions["gold"], asserted, strict=True
+        )
     ]
 
 

@@ -1,9 +1,11 @@
 """Conflict sets under shift: detectors trained without a relation, or without a wording.
 
 Controls and detectors have the same training sets. Every feature is standardised within its relation
-and wording, which reads no label.
+and wording, which reads no label. A text is not tested if its statement is in training after another
+remark, as with two conflict sets of the same statements.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,12 +14,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ghosttrack import scores as registry
-from ghosttrack.detection import candidate_scores, probes, representations, transfer
+from ghosttrack.detection import candidate_scores, probes, representations, splits, transfer
 from ghosttrack.detection.candidate_scores import CandidateInputs
 from ghosttrack.detection.probes import Floats, FoldFit
 from ghosttrack.detection.transfer import Blocks, Pool, TransferTraining
 from ghosttrack.facts import remarks
 from ghosttrack.statistics import codes_of
+
+log = logging.getLogger("ghosttrack")
 
 PROBES = {**transfer.PROBES, "sae_max_probe": "code_max"}
 # Reported beside the stacks.
@@ -42,8 +46,9 @@ class MisledPool(NamedTuple):
 
     pool: with relation and wording together as its relation; relation, wording: (rows,); agrees:
     (rows,) whether a text agrees with its remark; closed_book, asserted: output features without the
-    remark, and of the remark's answer, (rows, features); candidates: of the scores in CANDIDATES,
-    (rows, columns) each; empty unless all sets compare candidates.
+    remark, and of the remark's answer, (rows, features); blocks: (rows,) groups of all sets, joined
+    where they share a statement without its remark; candidates: of the scores in CANDIDATES, (rows,
+    columns) each; empty unless all sets compare candidates.
     """
 
     pool: Pool
@@ -52,6 +57,7 @@ class MisledPool(NamedTuple):
     agrees: NDArray[np.bool_]
     closed_book: pd.DataFrame
     asserted: pd.DataFrame
+    blocks: NDArray[np.object_]
     candidates: Mapping[str, pd.DataFrame] = {}
 
 
@@ -70,6 +76,7 @@ def pool(
     texts = pd.concat(list(examples.values()), ignore_index=True)
     closed = [representations.output_features(closed_book[name]) for name in examples]
     asserted = [representations.remark_features(outputs[name]) for name in examples]
+    groups = [f"{name}: {group}" for name, table in examples.items() for group in table["group"]]
     return MisledPool(
         together._replace(relation=np.array(remarks.strata(texts), dtype=object)),
         together.relation,
@@ -77,6 +84,7 @@ def pool(
         np.array(remarks.agreement(texts), dtype=np.bool_),
         pd.concat(closed, join="inner", ignore_index=True),
         pd.concat(asserted, join="inner", ignore_index=True),
+        splits.make_cv_groups(groups, list(remarks.without_remarks(texts)["text"])),
         _of_candidates([(candidates or {}).get(name) for name in examples]),
     )
 
@@ -108,8 +116,8 @@ def trainings(misled: MisledPool) -> dict[str, list[TransferTraining]]:
 
 
 def scores(misled: MisledPool, chosen: Sequence[TransferTraining]) -> dict[str, dict[str, Floats]]:
-    """Log-odds of "hallucinated" by training and score, (rows,); NaN for training rows."""
-    own = misled.pool
+    """Log-odds of "hallucinated" by training and score, (rows,); NaN for blocks in training."""
+    own, block = misled.pool, codes_of(misled.blocks).code
     outputs, lens, closed, asserted = (
         transfer.standardise_by_relation(table.to_numpy(dtype=np.float64), own)
         for table in (own.outputs, own.lens, misled.closed_book, misled.asserted)
@@ -127,6 +135,15 @@ def scores(misled: MisledPool, chosen: Sequence[TransferTraining]) -> dict[str, 
     for index, training in enumerate(chosen):
         train = np.flatnonzero(training.inner_fold >= 0)
         test = np.flatnonzero(training.inner_fold < 0)
+        trained = np.isin(block, block[train])
+        if trained[test].any():
+            log.warning(
+                "transfer, %s: %d of %d texts are not tested, because their statements are in "
+                "training after other remarks",
+                training.name,
+                trained[test].sum(),
+                len(test),
+            )
         base = np.empty((len(outputs), len(transfer.STACKED)))
         for column, name in enumerate(transfer.STACKED):
             base[train, column] = fits[name][index].train_log_odds
@@ -151,5 +168,6 @@ def scores(misled: MisledPool, chosen: Sequence[TransferTraining]) -> dict[str, 
         for name, fit in fitted.items():
             log_odds = np.full(len(outputs), np.nan)
             log_odds[test] = fit.test_log_odds
+            log_odds[trained] = np.nan
             result[training.name][name] = log_odds
     return result

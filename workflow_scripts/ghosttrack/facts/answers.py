@@ -184,6 +184,14 @@ def judge(
     return AnswerVerdict.CORRECT if right else AnswerVerdict.WRONG
 
 
+def is_matchable(name: str) -> bool:
+    """Whether a gold answer is judged correct if the model gives it: it has a word, in one line."""
+    return (
+        bool(normalise(name))
+        and judge(first_answer(f" {name}", [name]), [name]) == AnswerVerdict.CORRECT
+    )
+
+
 def _occurring(names: Iterable[str], answer: str) -> set[Words]:
     """The names, normalised, without symbols of two letters that the answer has in no such case.
 

@@ -35,8 +35,11 @@ WORDINGS = {
 # A statement begins within a sentence after a remark that ends like this.
 _CONNECTIVE = ", "
 _ARTICLE = re.compile(r"(The|A|An) ")
-# Beginning of the prompts that hold a question, and ends of remarks that only a statement continues.
-_ASKED, _STATED = "Q: ", ("In fact, ", "Assistant: ")
+# Beginning and ends of the prompts that hold a question, and ends of remarks that only a statement
+# continues.
+_ASKED, _MARKS, _STATED = "Q: ", ("?", "\uff1f", "\u061f"), ("In fact, ", "Assistant: ")
+# End of a sentence, also before a closing quote.
+_END = re.compile(r"[.!?\u3002\uff01\uff1f\u0964\u061f\u06d4][\"')\]\u201d\u2019]*$")
 
 
 def with_remarks(
@@ -62,7 +65,10 @@ def with_remarks(
 
 
 def paired(examples: "pd.DataFrame") -> list[Example]:
-    """Rows whose prompt has one true and one false answer, with `other` filled in."""
+    """Rows whose prompt has one true and one false answer, with `other` filled in.
+
+    The two answers differ in more than case: else no remark could assert one of them alone.
+    """
     prompts: dict[tuple[str, str], list[Example]] = {}
     for record in examples[list(COLUMNS)].to_dict("records"):
         row = Example(**{str(key): value for key, value in record.items()})
@@ -70,7 +76,9 @@ def paired(examples: "pd.DataFrame") -> list[Example]:
     return [
         row._replace(other=rest.answer)
         for pair in prompts.values()
-        if len(pair) == 2 and pair[0].label != pair[1].label
+        if len(pair) == 2
+        and pair[0].label != pair[1].label
+        and same_text(pair[0].answer) != same_text(pair[1].answer)
         for row, rest in (pair, pair[::-1])
     ]
 
@@ -79,6 +87,7 @@ def _block(
     block: Sequence[Example], wording: str, contexts: Mapping[str, str]
 ) -> Iterator[Example]:
     pairs = {row.prompt: sorted((row.answer, row.other)) for row in block}
+    stated = {(row.text[: row.answer_start], row.answer): row.text for row in block}
     for row in block:
         true, false = (row.answer, row.other) if row.label == 0 else (row.other, row.answer)
         # Other prompts of the block with the same two answers: what is true there is false here.
@@ -91,13 +100,24 @@ def _block(
         ]
         for name, asserted in (("true", true), ("false", false)):
             lines = [
-                _assertion(partner.prompt, partner.answer if name == "true" else partner.other)
+                _assertion(
+                    partner.prompt,
+                    stated[
+                        partner.text[: partner.answer_start],
+                        partner.answer if name == "true" else partner.other,
+                    ],
+                )
                 for partner in partners
             ]
             remark = contexts.get(row.relation, "") + remark_of(
-                wording, row.question, row.prompt, asserted, lines
+                wording,
+                row.question,
+                row.prompt,
+                asserted,
+                lines,
+                stated[row.text[: row.answer_start], asserted],
             )
-            statement = _after(remark, row.text)
+            statement = _after(remark, row.text) if row.prompt else row.text
             yield row._replace(
                 id=f"{row.id}-{name}-remark",
                 prompt=f"{remark}{statement[: len(row.prompt)]}",
@@ -124,7 +144,7 @@ def ask_after_remarks(
     for number, (question, shown) in enumerate(zip(questions, shots, strict=True)):
         wording = wordings[number % len(wordings)]
         own = question.prompt[len(shown) :]
-        for name, asserted in (("true", question.gold[0]), ("false", question.other)):
+        for name, asserted in (("true", usual_answer(question.gold)), ("false", question.other)):
             remark = remark_of(wording, question.question, own, asserted)
             rows.append(
                 question._replace(
@@ -138,28 +158,48 @@ def ask_after_remarks(
     return rows
 
 
+def usual_answer(gold: Sequence[str]) -> str:
+    """The first accepted answer that a remark can assert: an answer of one line can match it."""
+    return next(filter(answers.is_matchable, gold), gold[0])
+
+
 def remark_of(
-    wording: str, question: str, prompt: str, answer: str, lines: Sequence[str] = ()
+    wording: str,
+    question: str,
+    prompt: str,
+    answer: str,
+    lines: Sequence[str] = (),
+    statement: str = "",
 ) -> str:
     """The remark that asserts an answer to a prompt, up to the statement.
 
-    `lines`: assertions for other prompts of the block.
+    `lines`: assertions for other prompts of the block; `statement`: the text that states the
+    answer, also what stands after it; "": prompt and answer.
     """
-    sentence = _assertion(prompt, answer)
+    sentence = _assertion(prompt, statement or f"{prompt} {answer}")
     said, text = sentence, WORDINGS[wording]
-    if prompt.startswith(_ASKED):
-        said = f'The answer to "{question}" is {answer}.'
+    if _asks(prompt):
+        said = _closed(f'The answer to "{question or prompt}" is {answer}')
         for end in _STATED:
             text = f"{text.removesuffix(end).rstrip()}\n" if text.endswith(end) else text
     return text.format(
         sentence=said,
-        clause=_within(said).removesuffix("."),
+        clause=(_within(said) if prompt else said).removesuffix("."),
         lines="".join(f"{line}\n" for line in (*lines, sentence)),
     )
 
 
-def _assertion(prompt: str, answer: str) -> str:
-    return f"{prompt} {answer}" + ("" if prompt.startswith(_ASKED) else ".")
+def _asks(prompt: str) -> bool:
+    return prompt.startswith(_ASKED) or prompt.rstrip().endswith(_MARKS)
+
+
+def _assertion(prompt: str, statement: str) -> str:
+    statement = statement.rstrip()
+    return statement if _asks(prompt) else _closed(statement)
+
+
+def _closed(sentence: str) -> str:
+    return sentence if _END.search(sentence) else f"{sentence}."
 
 
 def _within(sentence: str) -> str:
@@ -204,7 +244,7 @@ def asserted_spans(examples: "pd.DataFrame", dataset: str) -> "pd.DataFrame":
     """The same texts with `answer_start` and `answer_end` of the answer that the remark asserts.
 
     It is the last occurrence of `remark_answer` in the remark, before the words with which every
-    remark of the wording ends.
+    remark of the wording ends, and after the text's own prompt if the remark repeats it.
 
     Args:
         examples: columns of `Example`, each text with a remark.
@@ -215,15 +255,21 @@ def asserted_spans(examples: "pd.DataFrame", dataset: str) -> "pd.DataFrame":
     spans = []
     for row in examples.to_dict("records"):
         remark, asserted = str(row["remark"]), str(row["remark_answer"])
-        ending = WORDINGS.get(str(row["wording"]), "").rpartition("}")[2]
-        at = remark.removesuffix(ending).rfind(asserted)
+        # The full stop after the assertion may be the last character of the answer: U.S.
+        ending = WORDINGS.get(str(row["wording"]), "").rpartition("}")[2].lstrip(".")
+        said, start = remark.removesuffix(ending), int(row["answer_start"])
+        before = str(row["text"]).rindex(remark, 0, start)
+        # Without its first letter, which may be lower case in the remark.
+        prompt = str(row["text"])[before + len(remark) : start][1:]
+        at = said.rfind(prompt + asserted)
+        at = at + len(prompt) if at >= 0 else said.rfind(asserted)
         if at < 0 or not asserted.strip():
             raise UserError(
                 f"data set {dataset}, id {row['id']}: its remark {remark!r} does not contain the "
                 f"answer {asserted!r} that it asserts; delete the data set's folder in examples/ "
                 "and run again"
             )
-        at += str(row["text"]).rindex(remark, 0, int(row["answer_start"]))
+        at += before
         spans.append((at, at + len(asserted)))
     starts, ends = zip(*spans, strict=True)
     return examples.assign(answer_start=starts, answer_end=ends)

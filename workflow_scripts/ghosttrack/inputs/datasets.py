@@ -17,7 +17,7 @@ import pandas as pd
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts import remarks, statements
-from ghosttrack.facts.answer_words import normalise
+from ghosttrack.facts.answers import AnswerVerdict, is_matchable, judge
 from ghosttrack.facts.contexts import context_of
 from ghosttrack.facts.examples import (
     Example,
@@ -265,19 +265,30 @@ def load_questions(
 
 
 def _false_answer(pool: Sequence[Question], index: int, seed: int) -> str:
-    """The usual answer to another question of the relation, at random, that is not accepted here."""
-    accepted = {normalise(answer) for answer in pool[index].gold}
-    options = [
-        other.gold[0]
-        for other in pool
-        if other.relation == pool[index].relation and normalise(other.gold[0]) not in accepted
-    ]
-    if not options:
-        raise UserError(
-            f"conflict: all questions of the relation {pool[index].relation!r} have the same "
-            "answer, expected two different ones: add questions, or leave out conflict"
-        )
-    return options[int(np.random.default_rng([seed, index]).integers(len(options)))]
+    """The usual answer to another question of the relation, at random, that is wrong here.
+
+    No accepted answer contains it, and it contains none: "Paris, France" is not wrong for "Paris".
+    """
+    question = pool[index]
+    for number in np.random.default_rng([seed, index]).permutation(len(pool)):
+        if pool[number].relation != question.relation:
+            continue
+        answer = remarks.usual_answer(pool[number].gold)
+        if _is_wrong(answer, question.gold):
+            return answer
+    raise UserError(
+        f"conflict: the question {question.question!r} has the accepted answers {question.gold}, "
+        f"and no other question of the relation {question.relation!r} has an answer that is wrong "
+        "here: remove this question, add others, or leave out conflict"
+    )
+
+
+def _is_wrong(answer: str, gold: Sequence[str]) -> bool:
+    return (
+        is_matchable(answer)
+        and judge(answer, gold) == AnswerVerdict.WRONG
+        and not any(remarks.repeats(accepted, answer) for accepted in gold)
+    )
 
 
 def _with_turns(frame: pd.DataFrame, earlier: Sequence[list[str]]) -> pd.DataFrame:

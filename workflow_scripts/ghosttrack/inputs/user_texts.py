@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts.answer_words import normalise
-from ghosttrack.facts.answers import AnswerVerdict, first_answer, judge
+from ghosttrack.facts.answers import first_answer, is_matchable
 from ghosttrack.facts.examples import Example, Question, same_text
 from ghosttrack.facts.spans import has_hallucination, shifted
 from ghosttrack.inputs import span_cells
@@ -175,11 +175,7 @@ def _require_matchable(questions: Sequence[Question], column: str, name: str) ->
     never = [
         number
         for number, question in enumerate(questions, start=1)
-        if not any(
-            judge(first_answer(f" {answer}", [answer]), [answer]) == AnswerVerdict.CORRECT
-            for answer in question.gold
-            if normalise(answer)
-        )
+        if not any(map(is_matchable, question.gold))
     ]
     if never:
         first = questions[never[0] - 1].gold
