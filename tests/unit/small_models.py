@@ -133,22 +133,24 @@ def save(model: Any, tokenizer: Any, directory: Path) -> None:
 
 
 def save_gguf(model: Any, tokenizer: Any, path: Path) -> None:
-    """Write a llama model and its tokenizer as one GGUF file in float32.
+    """Write a llama or falcon model and its tokenizer as one GGUF file in float32.
 
-    The rows of queries and keys are in GGUF's order.
+    The rows of queries and keys of llama are in GGUF's order.
     """
     import gguf
 
     config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    kind = {"llama": gguf.MODEL_ARCH.LLAMA, "falcon": gguf.MODEL_ARCH.FALCON}[config.model_type]
+    writer = gguf.GGUFWriter(path, config.model_type)
     writer.add_name("small")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if kind == gguf.MODEL_ARCH.LLAMA:
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     parts = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     words = sorted(parts["vocab"], key=parts["vocab"].__getitem__)
@@ -158,10 +160,10 @@ def save_gguf(model: Any, tokenizer: Any, path: Path) -> None:
     writer.add_token_merges([" ".join(merge) for merge in parts["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     heads = {
         "q_proj.weight": config.num_attention_heads,
-        "k_proj.weight": config.num_key_value_heads,
+        "k_proj.weight": getattr(config, "num_key_value_heads", 1),
     }
     for name, weight in model.state_dict().items():
         values = weight.numpy()
@@ -172,7 +174,7 @@ def save_gguf(model: Any, tokenizer: Any, path: Path) -> None:
                     .swapaxes(1, 2)
                     .reshape(values.shape)
                 )
-        writer.add_tensor(names.get_name(name, (".weight",)), values)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import architectures
 import numpy as np
 import pytest
 import small_models
@@ -46,7 +47,8 @@ def reference(model: Any, encoded: list[Encoded]) -> Any:
     rows = []
     for one in encoded:
         with torch.no_grad():
-            found = model(torch.tensor([whole(one)]), output_attentions=True).attentions
+            given = model(torch.tensor([whole(one)]), output_attentions=True).attentions
+        found = [weights for weights in given if weights is not None]  # None: no attention
         begin = len(one.prefix) + int(one.answer[0])
         for place in one.answer + len(one.prefix):
             weights = torch.cat([layer[0, :, place] for layer in found])  # (heads, keys)
@@ -71,6 +73,17 @@ def test_every_way_of_reading_gives_the_ratios_of_the_attention_weights(
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     assert found.layer.tolist() == np.repeat(range(layers), heads).tolist()
     assert found.head.tolist() == [*range(heads)] * layers
+
+
+@pytest.mark.parametrize("name", ["zamba", "zamba2"])
+def test_blocks_that_share_an_attention_module_have_ratios_of_their_own(
+    encoded: list[Encoded], name: str
+) -> None:
+    model = architectures.make(name, vocab_size=400)
+    found = read(model, encoded)
+    np.testing.assert_allclose(found.ratio, reference(model, encoded), atol=1e-3)
+    kinds = model.config.layer_types
+    assert {*found.layer.tolist()} == {at for at, kind in enumerate(kinds) if "hybrid" in kind}
 
 
 def test_the_pass_itself_and_later_passes_are_unchanged(encoded: list[Encoded]) -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from small_tokenizers import edit
 
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import checkpoint_files, fetching
+from ghosttrack.inputs import checkpoint_files, fetching, models
+from ghosttrack.runtime.files import read_json
 from ghosttrack.settings import DimensionSettings, SourceSettings
 
 WEIGHTS = "model.safetensors"
@@ -435,6 +436,40 @@ def test_a_directory_with_one_gguf_file_needs_no_config_json(tmp_path: Path) -> 
         seed=0,
     )
     assert manifest["vocab_size"] == 400
+
+
+def test_a_gguf_head_that_differs_from_the_embedding_is_kept(tmp_path: Path) -> None:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    tokenizer = small_models.make_tokenizer()
+    with torch.random.fork_rng():
+        model = FalconForCausalLM(
+            FalconConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                bias=False,
+                bos_token_id=0,
+                eos_token_id=0,
+                initializer_range=0.3,
+            )
+        ).requires_grad_(False)
+        # transformers ties the head of every Falcon and BLOOM, whatever their file holds.
+        head = torch.randn_like(model.lm_head.weight)
+    model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
+    (tmp_path / "source").mkdir()
+    small_models.save_gguf(model, tokenizer, tmp_path / "source" / "weights.gguf")
+    fetching.fetch(
+        SourceSettings(kind="directory", id=str(tmp_path / "source")),
+        tmp_path / "out",
+        dimensions=DimensionSettings(n_layers=2, d_model=16),
+        seed=0,
+    )
+    ids = torch.arange(3, 20)[None]
+    found = models.load_model(tmp_path / "out")
+    torch.testing.assert_close(found(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+    assert read_json(tmp_path / "out" / "config.json")["tie_word_embeddings"] is False
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,21 @@ def test_weights_under_other_names_are_found_through_the_whole_model(
     assert torch.equal(found.gain, expected.gain)
 
 
+def test_a_head_of_its_own_is_read_though_the_configuration_ties_it(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = make("gpt2")
+    assert model.config.tie_word_embeddings
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    head = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(3))
+    save_file({**load_file(path), "lm_head.weight": head}, path, {"format": "pt"})
+    found = read_unembedding(tmp_path)
+    assert found is not None
+    assert torch.equal(found.weight, models.load_model(tmp_path).get_output_embeddings().weight)
+    assert torch.equal(found.weight, head)
+
+
 def test_an_unembedding_of_another_width_gives_none(tmp_path: Path) -> None:
     make("opt", word_embed_proj_dim=8).save_pretrained(tmp_path)
     assert read_unembedding(tmp_path) is None

@@ -8,7 +8,7 @@ pass, for answer tokens alone, so that the pass itself keeps its fast attention.
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ import torch
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.packed_texts import Pack
 from ghosttrack.errors import UserError
+from ghosttrack.inputs import models
 from ghosttrack.runtime import files, tables
 
 # Attention weights that are computed at once: 4 million x 4 bytes are 16 MB, in a few copies.
@@ -67,6 +68,7 @@ class Lookback:
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._texts: list[_Text] = []
         self._shape = (0, 0)
+        self._layer = 0  # the block that runs
         self._by_layer: dict[int, npt.NDArray[np.float16]] = {}
 
     @property
@@ -106,14 +108,25 @@ class Lookback:
         usual = ALL_ATTENTION_FUNCTIONS.get(name)
 
         def attend(module: Any, query: Any, key: Any, *rest: Any, **options: Any) -> Any:
-            self._take(module, query, key, rest[1] if len(rest) > 1 else None, options)
+            self._take(query, key, rest[1] if len(rest) > 1 else None, options)
             return (usual or _eager(module))(module, query, key, *rest, **options)
 
+        # The number in an attention module is missing or another one where blocks share a module
+        # (Zamba), so the block tells the layer.
+        handles = [
+            block.register_forward_pre_hook(lambda *_, layer=layer: self._enter(layer))
+            for layer, block in enumerate(models.blocks(self._model))
+        ]
         ALL_ATTENTION_FUNCTIONS[name] = attend
         try:
             yield
         finally:
             del ALL_ATTENTION_FUNCTIONS[name]
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, layer: int) -> None:
+        self._layer = layer
 
     def ratios(self) -> Ratios:
         """The ratios of all examples."""
@@ -129,13 +142,13 @@ class Lookback:
         )
 
     def _take(
-        self, module: Any, query: torch.Tensor, key: torch.Tensor, mask: Any, options: Any
+        self, query: torch.Tensor, key: torch.Tensor, mask: Any, options: Mapping[str, Any]
     ) -> None:
         """The ratios of one layer; (1, heads, length, head_dim) queries, and keys after a cache."""
         # The pass that fills a cache of contexts has other lengths.
         if (query.shape[2], key.shape[2]) != self._shape or query.shape[0] != 1:
             return
-        layer, heads = int(module.layer_idx), int(query.shape[1])
+        layer, heads = self._layer, int(query.shape[1])
         if layer not in self._by_layer:
             self._by_layer[layer] = np.zeros((self.tokens, heads), dtype=np.float16)
         mask = options.get("attention_mask", mask)

@@ -226,6 +226,10 @@ def _without_gguf(model: Any) -> Any:
     """A copy of a model from a GGUF file, which transformers refuses to save."""
     config = model.config.to_dict()
     config.pop("quantization_config", None)
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    if head is not None and head is not model.get_input_embeddings().weight:
+        # transformers ties the head of Falcon and BLOOM even if the file has one of its own.
+        config["tie_word_embeddings"] = False
     fresh = type(model)(type(model.config)(**config))
     fresh.load_state_dict(model.state_dict())
     return fresh

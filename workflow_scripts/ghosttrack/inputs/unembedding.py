@@ -46,12 +46,17 @@ def read_unembedding(directory: Path) -> Unembedding | None:
             type(model).__name__,
         )
         return None
-    # Tied embeddings are one tensor with two names, of which the file has one.
-    names = [
-        name
-        for name, weight in model.named_parameters(remove_duplicate=False)
-        if weight is head.weight
-    ]
+    # Tied embeddings are one tensor with two names, of which the file has one. If it has both, the
+    # tensors may differ, and transformers unties them: the name in the head comes first.
+    own = {f"{name}.weight" for name, module in model.named_modules() if module is head}
+    names = sorted(
+        (
+            name
+            for name, weight in model.named_parameters(remove_duplicate=False)
+            if weight is head.weight
+        ),
+        key=lambda name: name not in own,
+    )
     norm = model.get_submodule(norm_name) if norm_name else None
     needed = (
         [f"{norm_name}.{name}" for name, _ in norm.named_parameters()] if norm is not None else []
