@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -296,8 +296,7 @@ def _context(row: Row, settings: DatasetSettings, number: int, name: str) -> str
     if context is None:
         raise UserError(
             f"row {number} of {name}: column {column!r} (context_column) holds {shown(value)} "
-            f"({type(value).__name__}); expected text, or nothing. Name a key of an object with a "
-            f"dot, such as context_column: {column}.text"
+            f"({type(value).__name__}); expected text, or nothing. {_as_context(value, column)}"
         )
     if reason := missing_flaw(context, name):
         raise UserError(
@@ -309,11 +308,22 @@ def _context(row: Row, settings: DatasetSettings, number: int, name: str) -> str
     return context.rstrip()
 
 
+def _as_context(value: Any, column: str) -> str:
+    """How to make a context of a cell that is no text."""
+    if isinstance(value, list):
+        return "Join its parts into one text per row, in a column that context_column names"
+    if isinstance(value, Mapping):
+        key = next((key for key in value if as_text(value[key])), "text")
+        return f"Name a key of the object with a dot, such as context_column: {column}.{key}"
+    return "Write it as text, or name another column"
+
+
 def joined_by_context(texts: Sequence[Example]) -> list[Example]:
     """Texts ordered by context, with one group for all texts that share a context or a group.
 
     The order lets a reader compute a context once. Contexts keep the order in which they occur
     first, and so do the texts of a context. Joined groups take the name of the first of them.
+    Contexts that differ only in case and white space, such as line ends, are the same for groups.
     """
     parent: dict[str, str] = {}
 
@@ -328,7 +338,7 @@ def joined_by_context(texts: Sequence[Example]) -> list[Example]:
         place.setdefault(text.context, len(place))
         group = root(text.group)
         if text.context:
-            parent[group] = root(first.setdefault(text.context, group))
+            parent[group] = root(first.setdefault(same_text(text.context), group))
     ordered = sorted(texts, key=lambda text: place[text.context])
     return [text._replace(group=root(text.group)) for text in ordered]
 
