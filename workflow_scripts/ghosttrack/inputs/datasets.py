@@ -96,7 +96,7 @@ def load_examples(settings: DatasetSettings, seed: int, limit: int | None = None
         frame, revision = _from_file(settings), None
     elif settings.source in answer_sets.READERS:
         found = answer_sets.READERS[settings.source](settings)
-        texts = user_texts.texts_of_rows(found.rows, found.settings, _name(settings))
+        texts = user_texts.texts_of_rows(found.rows, found.settings, _name(settings), found.numbers)
         frame, revision = example_table(texts), found.revision
     elif settings.source == "counterfact":
         path = Path(str(settings.path))

@@ -59,12 +59,21 @@ def read_texts(settings: DatasetSettings) -> list[Example]:
     return texts_of_rows(read_rows(Path(name)), settings, name)
 
 
-def texts_of_rows(rows: Sequence[Row], settings: DatasetSettings, name: str) -> list[Example]:
-    """Labelled texts of the rows of a table; `name` and errors as in `read_texts`."""
+def texts_of_rows(
+    rows: Sequence[Row], settings: DatasetSettings, name: str, numbers: Sequence[int] | None = None
+) -> list[Example]:
+    """Labelled texts of the rows of a table.
+
+    Args:
+        name: the file. numbers: of the rows in the file, for errors; None: from 1 on.
+    Raises:
+        UserError: as `read_texts`.
+    """
+    numbers = numbers or range(1, len(rows) + 1)
     require_columns(all_columns(rows), _columns(settings), name)
-    starts = _starts_with_question(rows, settings, name)
+    starts = _starts_with_question(rows, settings, name, numbers)
     texts: list[Example] = []
-    for number, row in enumerate(rows, start=1):
+    for place, (number, row) in enumerate(zip(numbers, rows, strict=True), start=1):
         text = text_of(row, settings.text_column, number, name)
         raw = as_text(cell(row, settings.answer_column or settings.text_column)) or ""
         question, prompt = "", ""
@@ -97,7 +106,7 @@ def texts_of_rows(rows: Sequence[Row], settings: DatasetSettings, name: str) -> 
         context = _context(row, settings, number, name)
         texts.append(
             Example(
-                id=f"row-{number:06d}",
+                id=f"row-{place:06d}",
                 group=_group(row, number, settings, question or context or text),
                 relation="file",
                 subject="",
@@ -226,18 +235,20 @@ def _columns(settings: DatasetSettings) -> list[tuple[str, str]]:
     return needed + [(key, column) for key, column in optional if column]
 
 
-def _starts_with_question(rows: Sequence[Row], settings: DatasetSettings, name: str) -> bool:
+def _starts_with_question(
+    rows: Sequence[Row], settings: DatasetSettings, name: str, numbers: Sequence[int]
+) -> bool:
     if not settings.question_column:
         return False
     starts = [
         text_of(row, settings.text_column, number, name).startswith(
             text_of(row, settings.question_column, number, name)
         )
-        for number, row in enumerate(rows, start=1)
+        for number, row in zip(numbers, rows, strict=True)
     ]
     if any(starts) and not all(starts):
         raise UserError(
-            f"row {starts.index(not starts[0]) + 1} of {name}: some texts start with their "
+            f"row {numbers[starts.index(not starts[0])]} of {name}: some texts start with their "
             "question and others do not; let all or none start with it, or remove question_column"
         )
     return all(starts)
