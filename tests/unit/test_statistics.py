@@ -55,6 +55,15 @@ def test_bootstrap_agrees_with_repeating_the_drawn_groups() -> None:
             )
 
 
+def test_one_group_has_no_interval() -> None:
+    """All its resamples are equal: an interval of no width would claim certainty."""
+    units = np.full(20, "only", dtype=object)
+    labels, scores = np.tile([0, 1], 10), np.arange(20.0)[None]
+    draws = statistics.bootstrap_auroc(labels, scores, units, 50, seed=0)
+    assert draws.shape == (1, 50)
+    assert np.isnan(statistics.interval(draws[0], 0.95)).all()
+
+
 def test_the_same_signal_differs_from_itself_by_exactly_nothing() -> None:
     rng = np.random.default_rng(0)
     labels, units = np.tile([0, 1], 50), np.repeat(np.arange(25).astype(str), 4).astype(object)

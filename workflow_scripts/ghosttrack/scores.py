@@ -115,7 +115,8 @@ NULL_ROWS_DIFFER = (
 
 def too_few_groups(groups: int, minimum: int) -> str:
     """The reason of a claim on too few groups."""
-    return f"{groups} groups, fewer than evaluation.minimum_groups = {minimum}"
+    counted = "1 group" if groups == 1 else f"{groups} groups"
+    return f"{counted}, fewer than evaluation.minimum_groups = {minimum}"
 
 
 # Values of the column `dataset` for means over data sets: all given texts without remarks, all

@@ -64,11 +64,13 @@ def bootstrap_auroc(
         labels: (rows,) 0/1. scores: (scores, rows), NaN for a score that was not computed.
         cv_groups: (rows,) groups, which are drawn with replacement. draws: number of resamples.
     Returns:
-        (scores, draws).
+        (scores, draws), NaN with one group: its resamples are equal, and say nothing of the error.
     """
     names, code, _ = codes_of(cv_groups)
     generator = np.random.default_rng(seed)
     result = np.full((len(scores), draws), np.nan)
+    if len(names) < 2:
+        return result
     block = max(1, _BLOCK // max(1, len(labels)))
     for start in range(0, draws, block):
         count = min(block, draws - start)

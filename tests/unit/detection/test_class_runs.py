@@ -108,6 +108,12 @@ def returning(value: Any) -> Callable[[], Scores]:
     return type("Made", (Scores,), {"returned": staticmethod(value) if callable(value) else value})
 
 
+def by_parts(shown: Examples) -> pd.Series:
+    """Lengths of the texts, computed for each last letter of the answer and put together."""
+    texts = shown.texts
+    return pd.concat([part["text"].str.len() for _, part in texts.groupby(texts["answer"].str[-1])])
+
+
 def test_a_class_scores_every_text_out_of_fold_in_the_order_of_the_audit() -> None:
     table = run(returning(lambda shown: -shown.outputs["logprob"].to_numpy()), 2.0, ("outputs",))
     texts = examples()
@@ -195,8 +201,13 @@ def test_a_class_cannot_change_the_data_of_another_fold() -> None:
             lambda shown: np.full(len(shown), np.longdouble("1e400")),
             "20 values that are NaN or inf",
         ),
+        (lambda shown: np.ma.masked_less(np.arange(len(shown)), 3), "returned 3 values that are N"),
+        (lambda shown: by_parts(shown), r"whose index is not in the order .*\.sort_index\(\)"),
     ],
-    ids=["few", "shape", "nan", "text", "none", "nothing", "raises", "unread", "ragged", "huge"],
+    ids=[
+        *("few", "shape", "nan", "text", "none", "nothing", "raises", "unread", "ragged", "huge"),
+        *("masked", "another order"),
+    ],
 )
 def test_a_wrong_answer_of_a_class_stops_with_one_line_that_names_class_and_data_set(
     value: Any, problem: str

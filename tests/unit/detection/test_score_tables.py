@@ -132,6 +132,10 @@ def test_the_column_name_separates_several_scores(tmp_path: Path) -> None:
         (table(c1="high"), "1 of 6 scores are no finite number .row 2: 'high'"),
         (table(c2="inf"), "1 of 6 scores are no finite number"),
         (pd.concat([table(), table()]), r"id as in an earlier row in 6 rows: row 7 \(id 'c0'\)"),
+        (
+            pd.concat([table(), table()]).assign(token=" the"),
+            "id and token as in an earlier row in 6 rows: .* number the tokens of each text",
+        ),
         (table().rename(columns={"id": "key"}), "has no column 'id'"),
         (table().rename(columns={"score": "p"}), "has no column 'score'"),
         (table().assign(id=["", *IDS["cities"][1:]]), "no id in 1 rows: row 1"),
@@ -143,6 +147,7 @@ def test_the_column_name_separates_several_scores(tmp_path: Path) -> None:
         "text",
         "infinity",
         "twice",
+        "words",
         "no id",
         "no score",
         "empty id",

@@ -312,6 +312,23 @@ def test_copied_words_are_known_with_the_length_of_their_sequence() -> None:
     assert found[:, 2].tolist() == [0, 0, 0, 0, 1, 0]  # a number that the context lacks
 
 
+@pytest.mark.parametrize(
+    ("answer", "context"),
+    [
+        ("巴黎是法国的首都", "我们知道巴黎是法国的首都。"),
+        ("กรุงเทพเป็นเมืองหลวง", "ว่ากรุงเทพเป็นเมืองหลวงของไทย"),
+    ],
+    ids=["Chinese", "Thai"],
+)
+def test_words_are_letters_in_scripts_without_spaces(answer: str, context: str) -> None:
+    starts = np.arange(len(answer))
+    rows = np.zeros(len(answer), dtype=np.int64)
+    found = token_features.copy(rows, starts, starts + 1, [answer], [context])
+    assert found[:, 1].tolist() == [token_features.LONGEST_COPY] * len(answer)
+    other = token_features.copy(rows, starts, starts + 1, [answer], ["Paris"])
+    assert not other[:, :2].any()
+
+
 def test_every_character_counts_once_also_between_tokens_and_in_shared_ones() -> None:
     answer = "ab  🙂c"
     inputs = detectors.TokenInputs(

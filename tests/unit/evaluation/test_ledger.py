@@ -260,6 +260,17 @@ def test_an_interval_that_the_groups_do_not_allow_is_not_a_score_that_was_not_ru
     assert (row["verdict"], row["reason"]) == (registry.NOT_ESTABLISHED, registry.NO_INTERVAL)
 
 
+def test_one_group_is_no_artefact_and_has_no_interval() -> None:
+    scope = scope_result({"text_only": 30.0, "length": -30.0}, groups=1)
+    row = judged(scope, "the detector beats probes on raw activations")
+    reason = registry.too_few_groups(1, SETTINGS.minimum_groups)
+    assert (row["verdict"], row["reason"]) == (registry.NOT_ESTABLISHED, reason)
+    assert reason.startswith("1 group, fewer than")
+    table = scoreboard.metrics_table([scope]).set_index("score")
+    assert table.loc[["text_only", "length"], "auroc"].tolist() == [1.0, 0.0]
+    assert table[["auroc_low", "auroc_high"]].isna().all(axis=None)
+
+
 def test_a_mean_has_no_best_control_if_a_data_set_has_none() -> None:
     table = scores({}, "mine")
     table.loc[table["score"].isin(["length", "text_only"]), "value"] = np.nan

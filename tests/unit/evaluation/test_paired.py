@@ -87,6 +87,13 @@ def test_a_difference_without_an_interval_is_no_interval_that_covers_0(
     assert (row["verdict"], row["reason"]) == (registry.NOT_ESTABLISHED, registry.NO_INTERVAL)
 
 
+def test_one_group_is_named_as_the_reason(noise: np.random.Generator) -> None:
+    runs = {name: scored({"a": noise.normal(0, 1, 2)}, np.arange(2)) for name in "xy"}
+    row = only(paired.differences(runs, [], SETTINGS, 0))
+    reason = registry.too_few_groups(1, SETTINGS.minimum_groups)
+    assert (row["verdict"], row["reason"]) == (registry.NOT_ESTABLISHED, reason)
+
+
 def test_pairing_makes_the_interval_narrower_than_two_intervals_apart(
     noise: np.random.Generator,
 ) -> None:

@@ -115,6 +115,26 @@ def test_missing_prompts_tasks_and_forms_are_named(tmp_path: Path) -> None:
         datasets.load_examples(settings(source="ragtruth", path=other), 0)
 
 
+def test_an_error_names_the_row_and_the_column_of_the_file(tmp_path: Path) -> None:
+    """Rows of other tasks, and irrelevant facts, are left out, but counted."""
+    path = authors(tmp_path)
+    lines = Path(path).read_text().splitlines()
+    wrong = {**json.loads(lines[-1]), "labels": [[0, 99]]}
+    write(Path(path), [*map(json.loads, lines[:-1]), wrong])
+    number = rf"row {len(lines)} of response\.jsonl, column 'labels' \(spans_column\): span 1"
+    with pytest.raises(UserError, match=number):
+        datasets.load_examples(settings(source="ragtruth", task="data_to_text", path=path), 0)
+
+    def biography(*facts: tuple[str, str]) -> dict[str, Any]:
+        atomic = [{"text": text, "label": label} for text, label in facts]
+        return {"input": "A?", "topic": "A", "annotations": [{"human-atomic-facts": atomic}]}
+
+    people = [biography(("a.", "S"), ("b.", "IR"), ("c.", "NS")), biography(("", "S"))]
+    path = write(tmp_path / "facts.jsonl", people)
+    with pytest.raises(UserError, match=r"row 2 of facts\.jsonl: expected text in column 'text'"):
+        datasets.load_examples(settings(source="factscore", path=path), 0)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -46,6 +46,18 @@ def test_texts_with_the_same_context_are_together_and_in_one_group(tmp_path: Pat
     assert len({group[name] for name in ("one", "two", "four", "five")}) == 4
 
 
+def test_contexts_that_differ_in_white_space_and_case_are_in_one_group(tmp_path: Path) -> None:
+    passages = ["A page.\nEnd", "A page.\r\nEnd", "a  page. END", "another"]
+    written = [
+        {"text": f"text {n}", "label": n % 2, "passage": passage, "question": f"question {n}"}
+        for n, passage in enumerate(passages)
+    ]
+    path = write(tmp_path / "x.jsonl", written)
+    frame = datasets.load_examples(settings(path, question_column="question"), 0)
+    assert frame["group"].tolist() == ["question 0"] * 3 + ["question 3"]
+    assert frame["context"].tolist() == passages
+
+
 def test_a_context_that_most_texts_share_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -130,8 +142,13 @@ def test_written_contexts_are_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"passages": "a"}, r"row 3 of .*'passage' \(context_column\) holds .*passage\.text"),
-        (["a"], r"row 3 of .*\(context_column\) holds \['a'\] \(list\); expected text"),
+        ({"k": "a"}, r"row 3 of .*'passage' \(context_column\) holds .*context_column: passage\.k"),
+        (
+            ["a", "b"],
+            r"row 3 of .*\(context_column\) holds \['a', 'b'\] \(list\); .* Join its parts",
+        ),
+        ([{"text": "a"}], r"row 3 of .*\(context_column\) holds \[.* \(list\); .* Join its parts"),
+        (float("inf"), r"row 3 of .*\(context_column\) holds inf \(float\); .* Write it as text"),
         ("a\0b", r"row 3 of .*'passage': character 2 is NUL"),
         ("\ud800", r"row 3 of .*half of a surrogate pair"),
     ],

@@ -864,6 +864,30 @@ def test_a_limit_keeps_whole_groups_and_their_order(tmp_path: Path, limit: int) 
     assert again["id"].tolist() != frame["id"].tolist()
 
 
+@pytest.mark.parametrize("large", [60, 90])
+def test_a_large_group_does_not_end_a_sample_early(tmp_path: Path, large: int) -> None:
+    """`large` is below or above the limit of 80 texts; 100 groups of two texts fill it."""
+    groups = ["large"] * large + [f"g{row // 2}" for row in range(200)]
+    rows = [
+        {"text": f"Text {number}", "label": number % 2, "group": group}
+        for number, group in enumerate(groups)
+    ]
+    path = write_lines(tmp_path / "x.jsonl", rows)
+    chosen = settings(source="file", path=str(path), group_column="group", max_examples=80)
+    for seed in range(20):
+        frame = datasets.load_examples(chosen, seed=seed)
+        assert len(frame) == 80
+        assert frame["group"].value_counts().isin([2, large]).all()
+
+
+def test_a_limit_below_every_group_is_refused(tmp_path: Path) -> None:
+    rows = [{"text": f"T {n}", "label": n % 2, "group": n // 20} for n in range(40)]
+    path = write_lines(tmp_path / "x.jsonl", rows)
+    chosen = settings(source="file", path=str(path), group_column="group", max_examples=8)
+    with pytest.raises(UserError, match=r"max_examples: 8 is below .* smallest group \(20 texts\)"):
+        datasets.load_examples(chosen, seed=0)
+
+
 def test_fact_tables_are_loaded_like_other_data_sets() -> None:
     frame = datasets.load_examples(
         settings(source="facts", table="capitals", max_examples=40), seed=0

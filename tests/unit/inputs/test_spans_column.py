@@ -62,6 +62,17 @@ def test_the_forms_of_public_data_sets_are_read(value: Any, expected: list[Span]
     assert spans_of({"spans": value}, "spans", ANSWER, 1, "x.jsonl") == expected
 
 
+def test_a_span_without_a_probability_is_sure_in_every_format(tmp_path: Path) -> None:
+    """Parquet gives all objects the same keys, with null where a key was absent."""
+    spans = [{"start": 0, "end": 5}, {"start": 10, "end": 12, "prob": 0.4}]
+    frame = pd.DataFrame({"text": [ANSWER, "It has one."], "spans": [spans, []]})
+    frame.to_parquet(tmp_path / "x.parquet")
+    frame.to_json(tmp_path / "x.jsonl", orient="records", lines=True)
+    for name in ("x.parquet", "x.jsonl"):
+        read = datasets.load_examples(settings(tmp_path / name), seed=0)
+        assert list(read["spans"]) == [[Span(0, 5), Span(10, 12, 0.4)], []]
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [("[1] It has <entity>79</entity> rivers.", [Span(11, 13)]), ("[1] It has 79 rivers.", [])],

@@ -196,8 +196,15 @@ def checked(returned: Any, expected: int, where: str) -> Floats:
     remedy = f"expected {expected} finite numbers, one per text"
     if returned is None:
         raise UserError(f"{where}: score returned nothing; {remedy}")
+    if isinstance(returned, pd.Series) and _is_reordered(returned.index, expected):
+        raise UserError(
+            f"{where}: score returned a Series whose index is not in the order of the texts; return "
+            "it after .sort_index(), or as an array in the order of the texts"
+        )
     try:
-        given = np.asarray(returned)
+        # A masked value is a missing one.
+        masked = np.ma.is_masked(returned)
+        given = returned.astype(np.float64).filled(np.nan) if masked else np.asarray(returned)
     except (ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where}: score returned no array ({reason}); {remedy}") from None
@@ -216,6 +223,12 @@ def checked(returned: Any, expected: int, where: str) -> Floats:
             f"first at position {int(np.argmin(finite))}; {remedy}"
         )
     return values
+
+
+def _is_reordered(index: pd.Index, count: int) -> bool:
+    """Whether an index has the numbers of all texts, in another order than that of the texts."""
+    numbers = pd.RangeIndex(count)
+    return not index.equals(numbers) and index.sort_values().equals(numbers)
 
 
 def _seed(seed: int) -> None:

@@ -82,7 +82,9 @@ def read(
         table[table.duplicated(unique)],
         f"{where}: {' and '.join(unique[2:])} as in an earlier row"
         f"{' of the same name' if 'name' in table else ''} in",
-        "keep one row each" + ("" if "token" in table else ", or add the column token or name"),
+        "number the tokens of each text in the column token, or keep one row each"
+        if "token" in table
+        else "keep one row each, or add the column token or name",
     )
     if "token" in table:
         grouped = table.groupby(unique[:3], sort=False)["value"]

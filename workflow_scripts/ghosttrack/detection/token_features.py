@@ -10,6 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from ghosttrack.facts.answer_words import UNSPACED
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -22,7 +24,8 @@ WINDOW = 5
 # Edges of bins of the position in the answer, in tokens, and number of bins of relative positions.
 POSITIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PARTS = 10
-_WORD = re.compile(r"\w+")
+# In scripts without spaces between words, every letter is a word.
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 
 class _Words:

@@ -191,9 +191,10 @@ def _verdict(
 ) -> tuple[str, str]:
     gain, groups = row.gain, row.scope.groups
     if not np.isfinite([gain.value, gain.low]).all():
-        # Both have an AUROC: too many resamples hold one class alone.
+        # Both have an AUROC: there is one group, or too many resamples hold one class alone.
         if np.isfinite(gain.value):
-            return registry.NOT_ESTABLISHED, registry.NO_INTERVAL
+            alone = registry.too_few_groups(groups, settings.minimum_groups)
+            return registry.NOT_ESTABLISHED, alone if groups == 1 else registry.NO_INTERVAL
         missing = row.claim.ours if not row.scope.has(row.claim.ours) else row.control
         return registry.NOT_ESTABLISHED, _not_run(row.scope, missing)
     if untrained := _without_folds(row):

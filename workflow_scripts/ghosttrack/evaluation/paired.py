@@ -164,7 +164,8 @@ def _verdicts(rows: list[dict[str, Any]], settings: EvaluationSettings) -> list[
     for row, corrected in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
         reason = ""
         if np.isnan(row["difference_low"]):
-            reason = registry.NO_INTERVAL
+            single = registry.too_few_groups(1, settings.minimum_groups)
+            reason = single if row["groups"] == 1 else registry.NO_INTERVAL
         elif not row["difference_low"] > 0 and not row["difference_high"] < 0:
             reason = "the interval of the difference covers 0"
         elif not corrected < 1 - settings.confidence:

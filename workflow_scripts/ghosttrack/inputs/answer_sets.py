@@ -34,9 +34,12 @@ _FACTS = {"S": 0, "NS": 1}
 
 
 class AnswerRows(NamedTuple):
-    """Rows of labelled texts, the settings that name their columns, and the source's revision."""
+    """Rows of labelled texts with their row numbers in the source, the settings that name their
+    columns, and the source's revision.
+    """
 
     rows: list[dict[str, Any]]
+    numbers: list[int]
     settings: DatasetSettings
     revision: str | None
 
@@ -72,17 +75,21 @@ def ragtruth(settings: DatasetSettings) -> AnswerRows:
             f"RAGTruth: {listed}"
         )
     response, labels, *prompt = form
-    kept = [
-        {
-            "text": row.get(response),
-            "context": "\n".join(str(row.get(column) or "") for column in prompt),
-            "spans": row.get(labels),
-            "generator": row.get("model"),
-        }
-        for row in rows
+    numbers = [
+        number
+        for number, row in enumerate(rows, start=1)
         if _is(row, "task_type", TASKS[settings.task or "qa"])
         and _is(row, "split", "test")
         and _is(row, "quality", "good")
+    ]
+    kept = [
+        {
+            response: row.get(response),
+            "context": "\n".join(str(row.get(column) or "") for column in prompt),
+            labels: row.get(labels),
+            "model": row.get("model"),
+        }
+        for row in (rows[number - 1] for number in numbers)
     ]
     if not kept:
         raise UserError(f"task: {name} has no answer of the test part to task {settings.task!r}")
@@ -91,12 +98,12 @@ def ragtruth(settings: DatasetSettings) -> AnswerRows:
     )
     columns = {
         "source": "file",
-        "text_column": "text",
+        "text_column": response,
         "context_column": "context",
-        "spans_column": "spans",
-        "generator_column": "generator" if "model" in present else None,
+        "spans_column": labels,
+        "generator_column": "model" if "model" in present else None,
     }
-    return AnswerRows(kept, settings.model_copy(update=columns), revision)
+    return AnswerRows(kept, numbers, settings.model_copy(update=columns), revision)
 
 
 def _is(row: Row, column: str, value: str) -> bool:
@@ -150,7 +157,7 @@ def factscore(settings: DatasetSettings) -> AnswerRows:
         UserError: the file has no labelled facts.
     """
     name = str(settings.path)
-    rows = []
+    rows, numbers = [], []
     left_out = 0
     for number, biography in enumerate(read_rows(Path(name)), start=1):
         question = str(biography.get("input", "")).removeprefix("Question:").strip()
@@ -159,6 +166,7 @@ def factscore(settings: DatasetSettings) -> AnswerRows:
                 label = _FACTS.get(str(fact.get("label")))
                 left_out += label is None
                 if label is not None:
+                    numbers.append(number)
                     rows.append(
                         {
                             "text": fact.get("text"),
@@ -180,7 +188,7 @@ def factscore(settings: DatasetSettings) -> AnswerRows:
         "question_column": "question",
         "group_column": "topic",
     }
-    return AnswerRows(rows, settings.model_copy(update=columns), None)
+    return AnswerRows(rows, numbers, settings.model_copy(update=columns), None)
 
 
 def _objects(holder: Row, key: str, number: int, name: str) -> list[Row]:

@@ -96,7 +96,7 @@ def load_examples(settings: DatasetSettings, seed: int, limit: int | None = None
         frame, revision = _from_file(settings), None
     elif settings.source in answer_sets.READERS:
         found = answer_sets.READERS[settings.source](settings)
-        texts = user_texts.texts_of_rows(found.rows, found.settings, _name(settings))
+        texts = user_texts.texts_of_rows(found.rows, found.settings, _name(settings), found.numbers)
         frame, revision = example_table(texts), found.revision
     elif settings.source == "counterfact":
         path = Path(str(settings.path))
@@ -548,12 +548,24 @@ def _remaining_labels(frame: pd.DataFrame) -> str:
 
 
 def _whole_groups(frame: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
-    """At most `limit` rows: whole groups, in random order while they fit; rows keep their order."""
+    """At most `limit` rows: whole groups, in random order; rows keep their order.
+
+    A group that is larger than what is left is passed over, so that one large group, such as the
+    texts of one context, does not end the sample early.
+    """
     if limit is None or len(frame) <= limit:
         return frame
     sizes = frame["group"].value_counts(sort=False)
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    kept = sizes.index[order][np.cumsum(sizes.to_numpy()[order]) <= limit]
+    kept, left = list[str](), limit
+    for number in np.random.default_rng(seed).permutation(len(sizes)).tolist():
+        if sizes.iloc[number] <= left:
+            kept.append(sizes.index[number])
+            left -= int(sizes.iloc[number])
+    if not kept:
+        raise UserError(
+            f"max_examples: {limit} is below the size of the smallest group ({sizes.min()} texts); "
+            "raise it"
+        )
     chosen = frame[frame["group"].isin(kept)].reset_index(drop=True)
     if chosen["label"].nunique() < 2:
         raise UserError(f"max_examples: {limit} keeps texts of one label only; raise it")

@@ -118,7 +118,9 @@ def _span(item: Any) -> tuple[Span, str | None]:
     if isinstance(item, Mapping):
         if not {"start", "end"} <= set(item):
             raise _FormError(f"found a span without start or end: {shown(dict(item))}")
-        probability = item.get("prob", item.get("probability", 1.0))
+        # A parquet file has null where an object has no such key.
+        given = [item[key] for key in ("prob", "probability") if item.get(key) is not None]
+        probability = given[0] if given else 1.0
         text = item.get("text")
         return (
             Span(_position(item["start"]), _position(item["end"]), _probability(probability)),

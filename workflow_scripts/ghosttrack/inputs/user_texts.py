@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,21 @@ def read_texts(settings: DatasetSettings) -> list[Example]:
     return texts_of_rows(read_rows(Path(name)), settings, name)
 
 
-def texts_of_rows(rows: Sequence[Row], settings: DatasetSettings, name: str) -> list[Example]:
-    """Labelled texts of the rows of a table; `name` and errors as in `read_texts`."""
+def texts_of_rows(
+    rows: Sequence[Row], settings: DatasetSettings, name: str, numbers: Sequence[int] | None = None
+) -> list[Example]:
+    """Labelled texts of the rows of a table.
+
+    Args:
+        name: the file. numbers: of the rows in the file, for errors; None: from 1 on.
+    Raises:
+        UserError: as `read_texts`.
+    """
+    numbers = numbers or range(1, len(rows) + 1)
     require_columns(all_columns(rows), _columns(settings), name)
-    starts = _starts_with_question(rows, settings, name)
+    starts = _starts_with_question(rows, settings, name, numbers)
     texts: list[Example] = []
-    for number, row in enumerate(rows, start=1):
+    for place, (number, row) in enumerate(zip(numbers, rows, strict=True), start=1):
         text = text_of(row, settings.text_column, number, name)
         raw = as_text(cell(row, settings.answer_column or settings.text_column)) or ""
         question, prompt = "", ""
@@ -97,7 +106,7 @@ def texts_of_rows(rows: Sequence[Row], settings: DatasetSettings, name: str) -> 
         context = _context(row, settings, number, name)
         texts.append(
             Example(
-                id=f"row-{number:06d}",
+                id=f"row-{place:06d}",
                 group=_group(row, number, settings, question or context or text),
                 relation="file",
                 subject="",
@@ -222,18 +231,20 @@ def _columns(settings: DatasetSettings) -> list[tuple[str, str]]:
     return needed + [(key, column) for key, column in optional if column]
 
 
-def _starts_with_question(rows: Sequence[Row], settings: DatasetSettings, name: str) -> bool:
+def _starts_with_question(
+    rows: Sequence[Row], settings: DatasetSettings, name: str, numbers: Sequence[int]
+) -> bool:
     if not settings.question_column:
         return False
     starts = [
         text_of(row, settings.text_column, number, name).startswith(
             text_of(row, settings.question_column, number, name)
         )
-        for number, row in enumerate(rows, start=1)
+        for number, row in zip(numbers, rows, strict=True)
     ]
     if any(starts) and not all(starts):
         raise UserError(
-            f"row {starts.index(not starts[0]) + 1} of {name}: some texts start with their "
+            f"row {numbers[starts.index(not starts[0])]} of {name}: some texts start with their "
             "question and others do not; let all or none start with it, or remove question_column"
         )
     return all(starts)
@@ -292,8 +303,7 @@ def _context(row: Row, settings: DatasetSettings, number: int, name: str) -> str
     if context is None:
         raise UserError(
             f"row {number} of {name}: column {column!r} (context_column) holds {shown(value)} "
-            f"({type(value).__name__}); expected text, or nothing. Name a key of an object with a "
-            f"dot, such as context_column: {column}.text"
+            f"({type(value).__name__}); expected text, or nothing. {_as_context(value, column)}"
         )
     if reason := missing_flaw(context, name):
         raise UserError(
@@ -305,11 +315,22 @@ def _context(row: Row, settings: DatasetSettings, number: int, name: str) -> str
     return context.rstrip()
 
 
+def _as_context(value: Any, column: str) -> str:
+    """How to make a context of a cell that is no text."""
+    if isinstance(value, list):
+        return "Join its parts into one text per row, in a column that context_column names"
+    if isinstance(value, Mapping):
+        key = next((key for key in value if as_text(value[key])), "text")
+        return f"Name a key of the object with a dot, such as context_column: {column}.{key}"
+    return "Write it as text, or name another column"
+
+
 def joined_by_context(texts: Sequence[Example]) -> list[Example]:
     """Texts ordered by context, with one group for all texts that share a context or a group.
 
     The order lets a reader compute a context once. Contexts keep the order in which they occur
     first, and so do the texts of a context. Joined groups take the name of the first of them.
+    Contexts that differ only in case and white space, such as line ends, are the same for groups.
     """
     parent: dict[str, str] = {}
 
@@ -324,7 +345,7 @@ def joined_by_context(texts: Sequence[Example]) -> list[Example]:
         place.setdefault(text.context, len(place))
         group = root(text.group)
         if text.context:
-            parent[group] = root(first.setdefault(text.context, group))
+            parent[group] = root(first.setdefault(same_text(text.context), group))
     ordered = sorted(texts, key=lambda text: place[text.context])
     return [text._replace(group=root(text.group)) for text in ordered]
 
