@@ -360,7 +360,15 @@ def test_the_threshold_has_the_best_f1_of_all_thresholds() -> None:
     assert detectors.best_threshold(scores, characters, 0 * marked) == np.inf
 
 
-def test_draws_are_those_of_the_general_bootstrap() -> None:
+@pytest.mark.parametrize(
+    ("columns", "pairs"), [(512, 250), (7, 250), (512, 0)], ids=["whole", "parts", "tokens"]
+)
+def test_draws_are_those_of_the_general_bootstrap(
+    monkeypatch: pytest.MonkeyPatch, columns: int, pairs: int
+) -> None:
+    monkeypatch.setattr(token_tables, "_COLUMNS", columns)
+    monkeypatch.setattr(token_tables, "_PAIRS", pairs)
+    monkeypatch.setattr(token_tables, "_BLOCK", 1000)
     generator = np.random.default_rng(13)
     y = generator.integers(2, size=300)
     scores = generator.integers(9, size=300) + y

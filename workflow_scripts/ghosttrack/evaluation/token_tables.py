@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.stats import rankdata
 
 from ghosttrack import scores as registry
@@ -63,6 +64,11 @@ CLAIMS = (
 TOKEN, ANSWER = "token_auroc", "answer_auroc"
 # Bins of equal numbers of tokens for the interval of AUPRC.
 _BINS = 4000
+# Columns of the pairs of groups that are in memory at once.
+_COLUMNS = 512
+# Above this number of pairs of groups per token, the tokens themselves are resampled, which is then
+# faster. _BLOCK: maximum size of their weights, in numbers (64 MB).
+_PAIRS, _BLOCK = 250, 8_000_000
 _CLAIMS = (
     ("the token detector beats its best single control", names.DETECTOR, TOKEN),
     ("activations add to all token controls together", names.DETECTOR, TOKEN),
@@ -166,6 +172,8 @@ def _resample(groups: NDArray[Any], draws: int, dataset: str, seed: int) -> _Res
 def auroc_draws(labels: Ints, scores: Floats, code: Ints, counts: NDArray[Any]) -> Floats:
     """AUROC in resamples of groups, from the number of ordered pairs of every two groups.
 
+    With many small groups, the tokens are resampled instead; the AUROC is the same.
+
     Args:
         labels, scores: (rows,). code: (rows,) group of each row.
         counts: (draws, groups) how often each group is drawn.
@@ -175,25 +183,34 @@ def auroc_draws(labels: Ints, scores: Floats, code: Ints, counts: NDArray[Any]) 
     groups = counts.shape[1]
     if not np.isfinite(scores).all():
         return np.full(len(counts), np.nan)
+    if groups**2 > _PAIRS * len(labels):
+        block = max(1, _BLOCK // max(1, len(labels)))
+        parts = [
+            statistics.weighted_auroc(labels, scores, counts[start : start + block][:, code])
+            for start in range(0, len(counts), block)
+        ]
+        return np.concatenate(parts)
     positive = labels == 1
     above, owner = scores[positive], code[positive]
-    wins = np.zeros((groups, groups))
-    negatives = np.zeros(groups)
     order = np.argsort(code[~positive], kind="stable")
     values = scores[~positive][order]
     edges = np.searchsorted(code[~positive][order], np.arange(groups + 1))
-    for group in range(groups):
-        below = np.sort(values[edges[group] : edges[group + 1]])
-        negatives[group] = len(below)
-        if len(below):
-            beaten = np.searchsorted(below, above, "left") + np.searchsorted(below, above, "right")
-            wins[:, group] = np.bincount(owner, beaten / 2, minlength=groups)
-    positives = np.bincount(owner, minlength=groups)
+    pairs = np.zeros(len(counts))
+    for start in range(0, groups, _COLUMNS):
+        columns = range(start, min(start + _COLUMNS, groups))
+        wins = np.zeros((groups, len(columns)))
+        for column, group in enumerate(columns):
+            below = np.sort(values[edges[group] : edges[group + 1]])
+            if len(below):
+                beaten = np.searchsorted(below, above, "left")
+                beaten += np.searchsorted(below, above, "right")
+                wins[:, column] = np.bincount(owner, beaten / 2, minlength=groups)
+        pairs += ((counts @ wins) * counts[:, columns.start : columns.stop]).sum(axis=1)
+    positives, negatives = (
+        counts @ np.bincount(code[labels == label], minlength=groups) for label in (1, 0)
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(
-            ((counts @ wins) * counts).sum(axis=1) / ((counts @ positives) * (counts @ negatives)),
-            dtype=np.float64,
-        )
+        return np.asarray(pairs / (positives * negatives), dtype=np.float64)
 
 
 def _with_interval(
@@ -212,15 +229,12 @@ def _auprc(labels: Ints, scores: Floats, drawn: _Resamples, confidence: float) -
     order = rankdata(-scores, method="max").astype(np.int64) - 1
     width = min(_BINS, len(scores))
     place = order * width // len(scores)
-    groups = drawn.counts.shape[1]
-    hits, all_tokens = (
-        np.bincount(drawn.code * width + place, weights, minlength=groups * width).reshape(
-            groups, width
-        )
+    shape = (width, drawn.counts.shape[1])
+    found, all_tokens = (
+        (sparse.csr_array((weights, (place, drawn.code)), shape=shape) @ drawn.counts.T).T
         for weights in (labels.astype(np.float64), np.ones(len(labels)))
-    )
-    found = drawn.counts @ hits  # (draws, bins)
-    total = np.cumsum(drawn.counts @ all_tokens, axis=1)
+    )  # (draws, bins)
+    total = np.cumsum(all_tokens, axis=1)
     precision = np.cumsum(found, axis=1) / np.maximum(total, 1)
     with np.errstate(invalid="ignore"):
         draws = (precision * found).sum(axis=1) / found.sum(axis=1)
