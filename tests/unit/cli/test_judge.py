@@ -165,8 +165,20 @@ def test_results_of_the_run_are_never_the_output(
     own_scores(run, "cities").to_csv(tmp_path / "mine.csv", index=False)
     before = digests(run)
     assert judge.main([str(run), str(tmp_path / "mine.csv"), "--out", str(run / place)]) == 2
-    assert "is a folder of the run, whose results would be overwritten" in capsys.readouterr().err
+    assert "whose results would be overwritten" in capsys.readouterr().err
     assert digests(run) == before
+
+
+def test_results_of_another_run_are_never_the_output(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_scores(run, "cities").to_csv(tmp_path / "mine.csv", index=False)
+    other = tmp_path / "other-model"
+    (other / "records").mkdir(parents=True)
+    arguments = [str(run), str(tmp_path / "mine.csv"), "--out"]
+    assert judge.main([*arguments, str(other / "evaluation")]) == 2
+    assert "is a folder of the run other-model, whose results" in capsys.readouterr().err
+    assert judge.main([*arguments, str(other / "judged" / "mine")]) == 0
 
 
 def test_an_output_that_cannot_be_written_is_refused_in_one_line(

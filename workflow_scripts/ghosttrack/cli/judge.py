@@ -139,18 +139,21 @@ def judge(
 
 
 def _require_folder(run: Path, out: Path) -> None:
-    """Check that `out` can be written and holds no results of the run.
+    """Check that `out` can be written and holds no results of this or another run.
 
     Raises:
-        UserError: it is in the run but not below its folder `judged`, or cannot be written.
+        UserError: it is in a run but not below the run's folder `judged`, or cannot be written.
     """
-    inside, judged = run.resolve(), run.resolve() / "judged"
     place = out.resolve()
-    if place == judged or (place.is_relative_to(inside) and not place.is_relative_to(judged)):
-        raise UserError(
-            f"--out: {out} is a folder of the run, whose results would be overwritten; expected a "
-            f"folder outside the run, or below {run / 'judged'}"
-        )
+    for inside in (run.resolve(), place, *place.parents):
+        judged = inside / "judged"
+        if inside != run.resolve() and not (inside / "records").is_dir():
+            continue
+        if place == judged or (place.is_relative_to(inside) and not place.is_relative_to(judged)):
+            raise UserError(
+                f"--out: {out} is a folder of the run {inside.name}, whose results would be overwritten; expected "
+                f"a folder outside any run, or below {run / 'judged'}"
+            )
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     try:
         if not there.is_dir():
