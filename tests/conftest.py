@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ghosttrack.runtime import progress
+from ghosttrack.runtime import lock_log, progress
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
@@ -140,7 +140,7 @@ def _same_process() -> Iterator[None]:
 
 def _process_state() -> dict[str, Any]:
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    loggers = [logging.getLogger(), logging.getLogger("ghosttrack.locks")]
+    loggers = [logging.getLogger(), lock_log._log]
     return {
         "signals": [signal.getsignal(number) for number in signals],
         "loggers": [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers],

@@ -234,6 +234,20 @@ def test_an_error_in_fit_or_in_the_constructor_names_its_line() -> None:
         run(Unfit)
 
 
+def test_a_method_that_would_not_run_is_refused() -> None:
+    class Yielding(Scores):
+        def fit(self, examples: Examples, labels: npt.NDArray[np.int64]) -> Any:
+            yield len(examples), labels
+
+    async def later(_: Examples) -> Any:
+        return 1.0
+
+    with pytest.raises(UserError, match="fold 0: fit contains yield or is async"):
+        run(Yielding)
+    with pytest.raises(UserError, match="fold 0: score contains yield or is async"):
+        run(returning(later))
+
+
 def test_without_folds_a_class_is_not_run() -> None:
     texts = examples()
     table = class_runs.score_dataset(

@@ -5,6 +5,7 @@
 
 import functools
 import importlib
+import inspect
 import os
 import pickle
 import random
@@ -170,11 +171,18 @@ def score_fold(
 
 def _called(where: str, what: str, call: Callable[[], Any]) -> Any:
     try:
-        return call()
+        returned = call()
     except UserError as error:
         raise UserError(f"{where}: {what}: {error}") from error
     except (Exception, SystemExit) as error:
         raise UserError(f"{where}: {what} raised {_described(error)}") from error
+    if inspect.isgenerator(returned) or inspect.iscoroutine(returned):
+        returned.close()
+        raise UserError(
+            f"{where}: {what} contains yield or is async, so its code did not run; expected a plain "
+            "method"
+        )
+    return returned
 
 
 def _described(error: BaseException) -> str:
