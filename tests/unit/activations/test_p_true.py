@@ -9,6 +9,7 @@ import small_models
 import torch
 
 from ghosttrack.activations import p_true
+from ghosttrack.errors import UserError
 from ghosttrack.facts import contexts
 from ghosttrack.facts.statements import list_tables, load_table
 from ghosttrack.inputs import models
@@ -68,6 +69,13 @@ def test_log_odds_equal_those_after_each_whole_text(tokenizer: Any) -> None:
                 logits = model(input_ids=ids).logits[0, -1]
             odds.append(float(logits[words[0][place]] - logits[words[1][place]]))
         assert found[row] == pytest.approx(odds[0] - odds[1], abs=1e-4)
+
+
+def test_a_tokenizer_that_does_not_tell_true_from_false_is_refused() -> None:
+    prompt = p_true._up_to_difference([1], [2, 3], [2, 4])
+    assert (prompt.ids.tolist(), prompt[1:]) == ([1, 2], (3, 4))
+    with pytest.raises(UserError, match=r"does not tell 'True' from 'False'.*p_true to none"):
+        p_true._up_to_difference([1], [2, 3], [2, 3])
 
 
 def test_a_text_that_does_not_fit_has_no_score(tokenizer: Any) -> None:

@@ -312,6 +312,15 @@ def test_copied_words_are_known_with_the_length_of_their_sequence() -> None:
     assert found[:, 2].tolist() == [0, 0, 0, 0, 1, 0]  # a number that the context lacks
 
 
+def test_accents_in_either_form_are_the_same_word() -> None:
+    answer, context = "the caf\u00e9", "a cafe\u0301"
+    for one, other in ((answer, context), (context, answer)):
+        first = len(one.split()[0])
+        starts, ends = np.array([0, first + 1]), np.array([first, len(one)])
+        found = token_features.copy(np.zeros(2, np.int64), starts, ends, [one], [other])
+        assert found[:, 0].tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("answer", "context"),
     [

@@ -15,6 +15,7 @@ import torch
 
 from ghosttrack.activations import packed_texts
 from ghosttrack.activations.example_tokens import Encoded, common_length
+from ghosttrack.errors import UserError
 from ghosttrack.facts import contexts
 from ghosttrack.facts.examples import as_read
 from ghosttrack.facts.statements import TEMPLATES, Fact, sentence_of
@@ -171,8 +172,19 @@ def _chat_prompt(
 def _up_to_difference(
     prompt: Sequence[int], true: Sequence[int], false: Sequence[int]
 ) -> TrueFalsePrompt:
-    """Append the tokens that both continuations share to a prompt."""
-    at = next(at for at, (one, other) in enumerate(zip(true, false, strict=False)) if one != other)
+    """Append the tokens that both continuations share to a prompt.
+
+    Raises:
+        UserError: no token differs.
+    """
+    at = next(
+        (at for at, both in enumerate(zip(true, false, strict=False)) if len({*both}) > 1), -1
+    )
+    if at < 0:
+        raise UserError(
+            f"detection.p_true: the tokenizer does not tell {TRUE.strip()!r} from "
+            f"{FALSE.strip()!r}, expected tokens that differ; set detection.p_true to none"
+        )
     return TrueFalsePrompt(np.array([*prompt, *true[:at]], dtype=np.int64), true[at], false[at])
 
 

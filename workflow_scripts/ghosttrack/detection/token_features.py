@@ -1,6 +1,7 @@
 """Features of answer tokens that need no activations: the controls of token detectors."""
 
 import re
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +25,8 @@ WINDOW = 5
 # Edges of bins of the position in the answer, in tokens, and number of bins of relative positions.
 POSITIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PARTS = 10
-# In scripts without spaces between words, every letter is a word.
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+# In scripts without spaces between words, every letter is a word. An accent may follow its letter.
+_WORD = re.compile(rf"[{UNSPACED}]|(?:[^\W{UNSPACED}][\u0300-\u036f]*)+")
 
 
 class _Words:
@@ -33,7 +34,7 @@ class _Words:
 
     def __init__(self, text: str) -> None:
         found = list(_WORD.finditer(text))
-        self.plain = [match.group() for match in found]
+        self.plain = [unicodedata.normalize("NFC", match.group()) for match in found]
         self.words = [word.casefold() for word in self.plain]
         self.ends = [match.end() for match in found]
         self.starts = [match.start() for match in found]
