@@ -246,7 +246,7 @@ def test_the_preset_of_the_original_work_sets_its_batches() -> None:
         ({"sae": {"k": -1}}, r"sae\.k: -1 is not valid"),
         ({"sae": {"k": 4096}}, r"sae\.k: 4096 must be below sae\.d_sae"),
         ({"sae": "{k"}, "sae: '{k' is not valid YAML"),
-        ({"sae": 3}, "sae: 3 is not valid"),
+        ({"sae": 3}, "sae: 3 is no section of settings"),
         ({"seed": "abc"}, "seed: 'abc' is not valid"),
         ({"tracking": {"variants": ["nope"]}}, r"tracking\.variants"),
         ({"datasets": []}, "datasets"),
