@@ -387,3 +387,12 @@ def test_rule_names_are_identifiers_and_differ(models: list[str]) -> None:
     found = plan.rule_names(models)
     assert len(set(found.values())) == len(models)
     assert all(f"extract_heldout_{name}".isidentifier() for name in found.values())
+
+
+def test_a_directory_with_a_gguf_file_alone_is_sent_to_a_file_of_the_model(tmp_path: Path) -> None:
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    (folder / "weights.gguf").touch()
+    said = refusal(config(tmp_path), model="mine", model_path=str(folder))
+    assert "holds a GGUF file and no config.json" in said
+    assert f"source: {{kind: directory, id: {folder}}}" in said

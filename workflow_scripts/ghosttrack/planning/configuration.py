@@ -299,6 +299,13 @@ def _described_model(path: Path) -> dict[str, Any]:
         raise UserError(
             f"model_path: {reason}; expected a directory with config.json, weights and a tokenizer"
         )
+    if not (path / "config.json").exists() and any(path.glob("*.gguf")):
+        raise UserError(
+            f"model_path: {path} holds a GGUF file and no config.json, so the model's size is not "
+            "known; describe it in a file config/models/NAME.yaml, with "
+            f"source: {{kind: directory, id: {path}}} and dimensions: {{n_layers: LAYERS, d_model: "
+            "WIDTH, vocab_size: TOKENS}, and run with model=NAME without model_path"
+        )
     weights = files.weight_files(path)
     if not (path / "config.json").exists() or not weights:
         missing = (
