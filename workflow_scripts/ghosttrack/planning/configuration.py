@@ -443,9 +443,11 @@ def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
         elif item["type"] == "list_type":
             lines.append(f"{key}: {_not_a_list(value)}")
         elif item["type"] == "model_type":
+            is_top = len(path) == 1 and top is Settings
+            example = f"'{key}={{KEY: VALUE}}' on the command line" if is_top else "{KEY: VALUE}"
             lines.append(
                 f"{key}: {names.short(value)} is no section of settings; write its keys in braces, "
-                f"as in '{key}={{KEY: VALUE}}' on the command line, or on indented lines of a file"
+                f"as in {example}, or on indented lines of a file"
             )
         else:
             lines.append(
@@ -463,6 +465,8 @@ def _not_a_list(value: Any) -> str:
     if span := re.fullmatch(r"\s*(\d{1,3})\s*(?:-|:|\.\.|to)\s*(\d{1,3})\s*", meant):
         first, last = int(span[1]), int(span[2])
         meant = ", ".join(map(str, range(first, last + 1))) or meant
+    elif re.fullmatch(r"[\d\s]+", meant):
+        meant = ", ".join(meant.split())
     return f"{names.short(value)} is not a list; write square brackets, as in [{meant}]"
 
 
