@@ -16,7 +16,7 @@ PLAIN_LETTERS = str.maketrans("\u0142\u0111\u0127\u00f0\u00f8\u0131", "ldhdoi") 
     0x153: "oe",
 }
 # Vowel signs and other marks that make another word, as in Hindi, Thai and Japanese.
-_MARKS = "".join(
+MARKS = "".join(
     chr(code)
     for code in (*range(0x900, 0x1D00), *range(0xA800, 0xAC00), 0x3099, 0x309A)
     if unicodedata.category(chr(code))[0] == "M"
@@ -31,9 +31,9 @@ _LETTER = r"[^\W\d_]"
 _TOKEN = re.compile(
     # A minus sign belongs to the number unless it is a hyphen: carbon-14.
     r"\d+(?:st|nd|rd|th)(?!\w)|(?:(?<![\w-])[-\u2212])?\d+(?:\.\d+)?"
-    rf"|(?={_LETTER})[{UNSPACED}][{_MARKS}]*"
+    rf"|(?={_LETTER})[{UNSPACED}][{MARKS}]*"
     # + and # after a letter are part of the word: C++, C#, A+.
-    rf"|{_LETTER}(?:(?![{UNSPACED}]){_LETTER}|[{_MARKS}])*(?:[+#]+(?!\w))?"
+    rf"|{_LETTER}(?:(?![{UNSPACED}]){_LETTER}|[{MARKS}])*(?:[+#]+(?!\w))?"
 )
 # These apostrophes do not divide a word: N'Djamena, Ndjamena, Nuku\u02bbalofa.
 APOSTROPHES = "'\u2018\u2019\u02bb\u02bc`\u00b4\u2032"
