@@ -445,9 +445,12 @@ def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
         elif item["type"] == "model_type":
             is_top = len(path) == 1 and top is Settings
             example = f"'{key}={{KEY: VALUE}}' on the command line" if is_top else "{KEY: VALUE}"
+            found, more = f"{names.short(value)} is no section of settings", ""
+            if value is None:
+                found, more = "holds nothing", ", or leave it out"
             lines.append(
-                f"{key}: {names.short(value)} is no section of settings; write its keys in braces, "
-                f"as in {example}, or on indented lines of a file"
+                f"{key}: {found}; write its keys in braces, as in {example}, or on indented lines "
+                f"of a file{more}"
             )
         else:
             lines.append(
