@@ -186,6 +186,7 @@ def test_answers_to_one_question_are_never_split(tmp_path: Path) -> None:
         ("A statement", "", "", ""),
         ("Another statement", "", "", ""),
         ("Answer", "Answer", "", ""),
+        ("I say Oslo", "Oslo", "", "Capital of Peru?"),
     ]
     labelled = read_labelled(
         table(
@@ -196,7 +197,7 @@ def test_answers_to_one_question_are_never_split(tmp_path: Path) -> None:
     )
     groups = calibrate._cv_groups(labelled).tolist()
     assert groups[0] == groups[1]
-    assert groups[3] == groups[4]
+    assert groups[3] == groups[4] == groups[11]
     assert groups[5] == groups[4]  # the same words, "N'Djamena", are never split either
     assert len(set(groups)) == 8
 

@@ -175,10 +175,13 @@ def test_results_of_another_run_are_never_the_output(
     own_scores(run, "cities").to_csv(tmp_path / "mine.csv", index=False)
     other = tmp_path / "other-model"
     (other / "records").mkdir(parents=True)
+    (other / "records" / "model_check.json.json").touch()
+    (tmp_path / "records").mkdir()  # any folder of this name marks no run
     arguments = [str(run), str(tmp_path / "mine.csv"), "--out"]
     assert judge.main([*arguments, str(other / "evaluation")]) == 2
     assert "is a folder of the run other-model, whose results" in capsys.readouterr().err
     assert judge.main([*arguments, str(other / "judged" / "mine")]) == 0
+    assert judge.main([*arguments, str(tmp_path / "mine")]) == 0
 
 
 def test_an_output_that_cannot_be_written_is_refused_in_one_line(

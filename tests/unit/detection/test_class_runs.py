@@ -219,6 +219,12 @@ def test_a_wrong_answer_of_a_class_stops_with_one_line_that_names_class_and_data
     assert "\n" not in message
 
 
+def test_a_series_with_names_of_several_types_has_the_order_of_the_texts() -> None:
+    index = ["one", *range(1, 4)]
+    given = pd.Series([1.0, 2.0, 3.0, 4.0], index=index)
+    assert class_folds.checked(given, 4, "C").tolist() == [1, 2, 3, 4]
+
+
 def test_an_error_in_fit_or_in_the_constructor_names_its_line() -> None:
     class Refusing(Scores):
         def __init__(self) -> None:
@@ -242,9 +248,9 @@ def test_a_method_that_would_not_run_is_refused() -> None:
     async def later(_: Examples) -> Any:
         return 1.0
 
-    with pytest.raises(UserError, match="fold 0: fit contains yield or is async"):
+    with pytest.raises(UserError, match="fold 0: fit returned a generator or a coroutine"):
         run(Yielding)
-    with pytest.raises(UserError, match="fold 0: score contains yield or is async"):
+    with pytest.raises(UserError, match="fold 0: score returned a generator"):
         run(returning(later))
 
 

@@ -322,6 +322,16 @@ def test_accents_in_either_form_are_the_same_word() -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "other"), [("उसकी", "उसका"), ("שָׁלוֹם", "שלם"), ("مُدَرِّس", "مدر")], ids=str
+)
+def test_vowel_signs_and_points_divide_no_word(word: str, other: str) -> None:
+    start, end = np.array([0]), np.array([len(word)])
+    for context, copied in ((f"{word} x", 1), (other, 0)):
+        found = token_features.copy(np.array([0]), start, end, [word], [context])
+        assert found[0, :2].tolist() == [copied, copied]
+
+
+@pytest.mark.parametrize(
     ("answer", "context"),
     [
         ("巴黎是法国的首都", "我们知道巴黎是法国的首都。"),

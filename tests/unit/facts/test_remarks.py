@@ -177,6 +177,7 @@ def test_a_remark_asserts_the_whole_statement_around_its_answer(
         ("Who is it? ", ("Ann", "Bob"), 'Some say that the answer to "Who is it?" is {}.\n'),
         ("The economy is the ", ("U.S.", "U.K."), "Some say that the economy is the {} In fact, "),
         ("It is ", ("a+b.", "b+a."), "Some say that It is {} In fact, "),
+        ("The quiz is ", ("Jeopardy!", '"Cheers."'), "Some say that the quiz is {} In fact, "),
         ("\u9996\u90fd\u662f", ("\u5df4\u9ece\u3002", "\u91cc\u6602\u3002"), ""),
     ],
 )

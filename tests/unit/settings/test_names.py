@@ -291,7 +291,13 @@ def test_a_value_of_another_kind_is_shown_as_it_must_be_written(tmp_path: Path) 
     assert "datasets: holds nothing; give a list" in refusal(root, datasets=None)
     range_of_layers = refusal(root, activations={"layers": "1-3"})
     assert "write square brackets, as in [1, 2, 3]" in range_of_layers
-    assert "as in 'sae={KEY: VALUE}'" in refusal(root, sae="k=32")
+    assert "as in [1, 2, 3]" in refusal(root, activations={"layers": "1 2 3"})
+    assert "as in 'sae={KEY: VALUE}' on the command line" in refusal(root, sae="k=32")
+    assert "sae: holds nothing; write its keys" in (empty := refusal(root, sae=None))
+    assert empty.endswith("or leave it out")
+    table = refusal(root, external={"tables": ["scores.csv"]})
+    assert "external.tables.0: 'scores.csv' is no section" in table
+    assert "as in {KEY: VALUE}, or on indented lines" in table
 
 
 def test_data_sets_that_differ_only_in_capital_letters_are_refused(tmp_path: Path) -> None:

@@ -121,13 +121,13 @@ def _group(row: Row, number: int, path: Path, text: Text) -> str:
 def _own_group(text: Text) -> str:
     """Group of a text without one: answers to one question belong together, and so do equal texts.
 
-    The question is what the model reads before the answer.
+    Without a question, the words of the text before its answer are the question.
     """
     span = last_span(text.text, text.answer) if text.answer else None
-    before = text.text[: span[0]] if span else ""
-    if not (before.strip() or text.question.strip()):
+    question = text.question.strip() or (text.text[: span[0]].strip() if span else "")
+    if not question:
         return f"text {text.text}"
-    return f"question {same_text(' '.join((text.context, text.question, before)))}"
+    return f"question {same_text(f'{text.context} {question}')}"
 
 
 def _require_consistent(texts: Sequence[Text], labels: Sequence[int], path: Path) -> None:

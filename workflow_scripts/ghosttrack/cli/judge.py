@@ -147,12 +147,12 @@ def _require_folder(run: Path, out: Path) -> None:
     place = out.resolve()
     for inside in (run.resolve(), place, *place.parents):
         judged = inside / "judged"
-        if inside != run.resolve() and not (inside / "records").is_dir():
+        if inside != run.resolve() and not (inside / "records" / "model_check.json.json").exists():
             continue
         if place == judged or (place.is_relative_to(inside) and not place.is_relative_to(judged)):
             raise UserError(
-                f"--out: {out} is a folder of the run {inside.name}, whose results would be overwritten; expected "
-                f"a folder outside any run, or below {run / 'judged'}"
+                f"--out: {out} is a folder of the run {inside.name}, whose results would be "
+                f"overwritten; expected a folder outside any run, or below {run / 'judged'}"
             )
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     try:

@@ -179,8 +179,8 @@ def _called(where: str, what: str, call: Callable[[], Any]) -> Any:
     if inspect.isgenerator(returned) or inspect.iscoroutine(returned):
         returned.close()
         raise UserError(
-            f"{where}: {what} contains yield or is async, so its code did not run; expected a plain "
-            "method"
+            f"{where}: {what} returned a generator or a coroutine, whose code did not run; expected "
+            "a method without yield and async, and an array or a list"
         )
     return returned
 
@@ -235,8 +235,8 @@ def checked(returned: Any, expected: int, where: str) -> Floats:
 
 def _is_reordered(index: pd.Index, count: int) -> bool:
     """Whether an index has the numbers of all texts, in another order than that of the texts."""
-    numbers = pd.RangeIndex(count)
-    return not index.equals(numbers) and index.sort_values().equals(numbers)
+    numbers = list(range(count))
+    return len(index) == count and list(index) != numbers and set(index) == set(numbers)
 
 
 def _seed(seed: int) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ghosttrack.facts.answer_words import UNSPACED
+from ghosttrack.facts.answer_words import MARKS, UNSPACED
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -25,8 +25,10 @@ WINDOW = 5
 # Edges of bins of the position in the answer, in tokens, and number of bins of relative positions.
 POSITIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PARTS = 10
-# In scripts without spaces between words, every letter is a word. An accent may follow its letter.
-_WORD = re.compile(rf"[{UNSPACED}]|(?:[^\W{UNSPACED}][\u0300-\u036f]*)+")
+# In scripts without spaces between words, every letter is a word. Accents, points and
+# vowel signs may follow a letter, as in Hebrew, Arabic and Hindi.
+_MARKS = rf"[\u0300-\u036f\u0591-\u05bd\u05c1\u05c2\u064b-\u065f\u0670{MARKS}]"
+_WORD = re.compile(rf"[{UNSPACED}]|(?:[^\W{UNSPACED}]{_MARKS}*)+")
 
 
 class _Words:

@@ -16,7 +16,7 @@ PLAIN_LETTERS = str.maketrans("\u0142\u0111\u0127\u00f0\u00f8\u0131", "ldhdoi") 
     0x153: "oe",
 }
 # Vowel signs and other marks that make another word, as in Hindi, Thai and Japanese.
-_MARKS = "".join(
+MARKS = "".join(
     chr(code)
     for code in (*range(0x900, 0x1D00), *range(0xA800, 0xAC00), 0x3099, 0x309A)
     if unicodedata.category(chr(code))[0] == "M"
@@ -31,9 +31,9 @@ _LETTER = r"[^\W\d_]"
 _TOKEN = re.compile(
     # A minus sign belongs to the number unless it is a hyphen: carbon-14.
     r"\d+(?:st|nd|rd|th)(?!\w)|(?:(?<![\w-])[-\u2212])?\d+(?:\.\d+)?"
-    rf"|(?={_LETTER})[{UNSPACED}][{_MARKS}]*"
+    rf"|(?={_LETTER})[{UNSPACED}][{MARKS}]*"
     # + and # after a letter are part of the word: C++, C#, A+.
-    rf"|{_LETTER}(?:(?![{UNSPACED}]){_LETTER}|[{_MARKS}])*(?:[+#]+(?!\w))?"
+    rf"|{_LETTER}(?:(?![{UNSPACED}]){_LETTER}|[{MARKS}])*(?:[+#]+(?!\w))?"
 )
 # These apostrophes do not divide a word: N'Djamena, Ndjamena, Nuku\u02bbalofa.
 APOSTROPHES = "'\u2018\u2019\u02bb\u02bc`\u00b4\u2032"
@@ -112,7 +112,7 @@ ROMAN = {
     for value, unit in enumerate(("", "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix"))
     if len(tens + unit) > 1
 }
-# Roman numerals after another word, of which an answer may say `the Second`.
+# Roman numerals after another word: an answer may say `the Second`, or 5 for V.
 _REGNAL = re.compile(r"(?<=\w\s)[IVX]+(?![\w'\u2019])")
 _SHORT_ROMAN = {"1": "i", "5": "v", "10": "x"}
 NEGATIVE = ("minus", "negative")
@@ -232,12 +232,8 @@ def _digits(words: Sequence[str]) -> list[str]:
 
 def _wars(words: Sequence[str]) -> list[str]:
     """Give the world wars one form: `wwii`, `ww 2` and `2th world war` -> `world war 2`."""
-    text = re.sub(r"\bww ?(?:(ii|2)|i|1)\b", _world_war, " ".join(words))
-    return re.sub(r"\b([12])th world war\b", r"world war \1", text).split()
-
-
-def _world_war(short: re.Match[str]) -> str:
-    return "world war 2" if short[1] else "world war 1"
+    text = re.sub(r"\bww ?(i{1,3})\b", lambda war: f"ww {len(war[1])}", " ".join(words))
+    return re.sub(r"\b(?:ww ?([1-3])|([1-3])th world war)\b", r"world war \1\2", text).split()
 
 
 def _dates(words: Sequence[str]) -> list[str]:
@@ -296,13 +292,15 @@ def forms(name: str) -> frozenset[Words]:
     """The words of a gold answer, and of a date in the other order; none if it has no word.
 
     A lone ordinal is also the day of a date: `4th` is in `July 4th`, which is `july 4`. The number
-    after a name is also an ordinal: `Elizabeth II` is `Elizabeth the Second`.
+    after a name is also an ordinal: `Elizabeth II` is `Elizabeth the Second`. A Roman numeral of one
+    letter is also a number: `Article V` is `Article 5`.
     """
     words = normalise(name)
     found = {words} if words else set()
     if _REGNAL.search(name):
-        found.add(normalise(_REGNAL.sub(_as_ordinal, name)))
-    if re.search(r"\w\s+the\s+\S+$", name) and (last := re.fullmatch(r"(\d+)th", words[-1])):
+        found |= {normalise(_in_digits(name, ending)) for ending in ("", "th")}
+    said = re.search(r"(?i)\w\s+the\s+\S+\s*$", name)
+    if said and (last := re.fullmatch(r"(\d+)th", words[-1])):
         found |= {(*words[:-1], last[1]), (*words[:-1], _SHORT_ROMAN.get(last[1], last[1]))}
     months = [word in MONTHS for word in words]
     rest = [word for word, month in zip(words, months, strict=True) if not month]
@@ -314,7 +312,11 @@ def forms(name: str) -> frozenset[Words]:
     return frozenset(found)
 
 
-def _as_ordinal(numeral: re.Match[str]) -> str:
-    short = {letter: number for number, letter in _SHORT_ROMAN.items()}
-    number = (short | ROMAN).get(numeral[0].lower())
-    return f"{number}th" if number else numeral[0]
+def _in_digits(name: str, ending: str) -> str:
+    numbers = {letter: number for number, letter in _SHORT_ROMAN.items()} | ROMAN
+
+    def number(numeral: re.Match[str]) -> str:
+        found = numbers.get(numeral[0].lower())
+        return f"{found}{ending}" if found else numeral[0]
+
+    return _REGNAL.sub(number, name)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 # the block, the statement's own prompt last.
 WORDINGS = {
     # What some people say.
-    "hearsay": "Some say that {clause}. In fact, ",
+    "hearsay": "Some say that {clause} In fact, ",
     # What a user believes, before an assistant's answer.
-    "belief": "User: I am quite sure that {clause}.\nAssistant: ",
+    "belief": "User: I am quite sure that {clause}\nAssistant: ",
     # A retrieved passage of three sentences, the assertion in the middle.
     "passage": "This note is part of a collection of short texts about the world. {sentence} Its "
     "editors last revised it a few years ago.\n\n",
@@ -184,7 +184,7 @@ def remark_of(
             text = f"{text.removesuffix(end).rstrip()}\n" if text.endswith(end) else text
     return text.format(
         sentence=said,
-        clause=(_within(said) if prompt else said).removesuffix("."),
+        clause=_within(said) if prompt else said,
         lines="".join(f"{line}\n" for line in (*lines, sentence)),
     )
 
@@ -255,8 +255,7 @@ def asserted_spans(examples: "pd.DataFrame", dataset: str) -> "pd.DataFrame":
     spans = []
     for row in examples.to_dict("records"):
         remark, asserted = str(row["remark"]), str(row["remark_answer"])
-        # The full stop after the assertion may be the last character of the answer: U.S.
-        ending = WORDINGS.get(str(row["wording"]), "").rpartition("}")[2].lstrip(".")
+        ending = WORDINGS.get(str(row["wording"]), "").rpartition("}")[2]
         said, start = remark.removesuffix(ending), int(row["answer_start"])
         before = str(row["text"]).rindex(remark, 0, start)
         # Without its first letter, which may be lower case in the remark.

@@ -450,9 +450,14 @@ def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
         elif item["type"] == "list_type":
             lines.append(f"{key}: {_not_a_list(value)}")
         elif item["type"] == "model_type":
+            is_top = len(path) == 1 and top is Settings
+            example = f"'{key}={{KEY: VALUE}}' on the command line" if is_top else "{KEY: VALUE}"
+            found, more = f"{names.short(value)} is no section of settings", ""
+            if value is None:
+                found, more = "holds nothing", ", or leave it out"
             lines.append(
-                f"{key}: {names.short(value)} is no section of settings; write its keys in braces, "
-                f"as in '{key}={{KEY: VALUE}}' on the command line, or on indented lines of a file"
+                f"{key}: {found}; write its keys in braces, as in {example}, or on indented lines "
+                f"of a file{more}"
             )
         else:
             lines.append(
@@ -470,6 +475,8 @@ def _not_a_list(value: Any) -> str:
     if span := re.fullmatch(r"\s*(\d{1,3})\s*(?:-|:|\.\.|to)\s*(\d{1,3})\s*", meant):
         first, last = int(span[1]), int(span[2])
         meant = ", ".join(map(str, range(first, last + 1))) or meant
+    elif re.fullmatch(r"[\d\s]+", meant):
+        meant = ", ".join(meant.split())
     return f"{names.short(value)} is not a list; write square brackets, as in [{meant}]"
 
 
