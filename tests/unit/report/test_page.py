@@ -365,6 +365,11 @@ def test_texts_after_remarks_have_their_own_claim_in_the_summary() -> None:
         "; the detector beats all output and text of the same pass by 0.050 AUROC on texts after "
         "remarks."
     )
+    open_ = [row(registry.BEYOND_PASS, registry.ALL_MISLED, registry.NOT_ESTABLISHED)]
+    assert verdicts.summary(open_) == (
+        "On texts after remarks a gain of the detector over all output and text of the same pass is "
+        "not established."
+    )
     compared = comparison.summary({"one": rows, "two": rows[:2]})
     assert compared.endswith("and on texts after remarks in 1 of 2 models.")
     assert verdicts.headline(rows, "conflict") == registry.BEYOND_PASS

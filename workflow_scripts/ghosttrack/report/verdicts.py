@@ -141,6 +141,8 @@ def summary(rows: Sequence[Row]) -> str:
             parts.append(f"the detector beats {control} {gain}")
         elif row["verdict"] == registry.ARTEFACT:
             parts.append(f"on {scope} no gain counts, because {row['reason']}")
+        elif name == registry.ALL_MISLED:  # a detector with agreement may gain
+            parts.append(f"on {scope} a gain of the detector over {best} is not established")
         else:
             parts.append(f"on {scope} no gain over {best} is established")
     return f"{capital('; '.join(parts))}." if parts else "No data set here supports a claim."
