@@ -55,6 +55,23 @@ def weighted_auroc(labels: Ints, scores: Floats, weights: NDArray[Any]) -> Float
         return np.asarray((above * beaten).sum(axis=1) / pairs, dtype=np.float64)
 
 
+def resampled_auroc(labels: Ints, scores: Floats, code: Ints, counts: NDArray[Any]) -> Floats:
+    """AUROC in resamples of groups.
+
+    Args:
+        labels, scores: (rows,). code: (rows,) group of each row.
+        counts: (draws, groups) how often each group is drawn.
+    Returns:
+        (draws,), NaN as in `weighted_auroc`.
+    """
+    block = max(1, _BLOCK // max(1, len(labels)))
+    parts = [
+        weighted_auroc(labels, scores, counts[start : start + block, code])
+        for start in range(0, len(counts), block)
+    ]
+    return np.concatenate(parts)
+
+
 def bootstrap_auroc(
     labels: Ints, scores: Floats, cv_groups: NDArray[Any], draws: int, seed: int | list[int]
 ) -> Floats:

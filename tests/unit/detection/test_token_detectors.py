@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from ghosttrack import statistics
 from ghosttrack.detection import controls, fold_ridge, splits, token_features
 from ghosttrack.detection import token_detectors as detectors
 from ghosttrack.detection.representations import context_support
@@ -387,7 +388,7 @@ def test_draws_are_those_of_the_general_bootstrap(
 ) -> None:
     monkeypatch.setattr(token_tables, "_COLUMNS", columns)
     monkeypatch.setattr(token_tables, "_PAIRS", pairs)
-    monkeypatch.setattr(token_tables, "_BLOCK", 1000)
+    monkeypatch.setattr(statistics, "_BLOCK", 1000)
     generator = np.random.default_rng(13)
     y = generator.integers(2, size=300)
     scores = generator.integers(9, size=300) + y

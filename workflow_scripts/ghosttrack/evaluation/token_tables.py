@@ -67,8 +67,8 @@ _BINS = 4000
 # Columns of the pairs of groups that are in memory at once.
 _COLUMNS = 512
 # Above this number of pairs of groups per token, the tokens themselves are resampled, which is then
-# faster. _BLOCK: maximum size of their weights, in numbers (64 MB).
-_PAIRS, _BLOCK = 250, 8_000_000
+# faster.
+_PAIRS = 250
 _CLAIMS = (
     ("the token detector beats its best single control", names.DETECTOR, TOKEN),
     ("activations add to all token controls together", names.DETECTOR, TOKEN),
@@ -184,12 +184,7 @@ def auroc_draws(labels: Ints, scores: Floats, code: Ints, counts: NDArray[Any]) 
     if not np.isfinite(scores).all():
         return np.full(len(counts), np.nan)
     if groups**2 > _PAIRS * len(labels):
-        block = max(1, _BLOCK // max(1, len(labels)))
-        parts = [
-            statistics.weighted_auroc(labels, scores, counts[start : start + block][:, code])
-            for start in range(0, len(counts), block)
-        ]
-        return np.concatenate(parts)
+        return statistics.resampled_auroc(labels, scores, code, counts)
     positive = labels == 1
     above, owner = scores[positive], code[positive]
     order = np.argsort(code[~positive], kind="stable")
