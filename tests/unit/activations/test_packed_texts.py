@@ -1,6 +1,7 @@
-"""Packed sequences: every text once, shared prompts, limited length, and unpacked long texts."""
+"""Packed sequences: every text once, shared beginnings, limited length, and unpacked long texts."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -33,15 +34,31 @@ def some_texts(count: int = 60) -> list[Encoded]:
     ]
 
 
+def similar_texts(count: int = 60) -> list[Encoded]:
+    """Texts of two words, many of which begin alike or are equal; their answers begin anywhere."""
+    generator = np.random.default_rng(1)
+    made = []
+    for _ in range(count):
+        words = generator.integers(1, 3, generator.integers(2, 7)).tolist()
+        cut = int(generator.integers(0, len(words)))
+        made.append(text(words[:cut], words[cut:], prefix=((7, 8), ())[generator.integers(2)]))
+    return made
+
+
+@pytest.mark.parametrize("share_answers", [True, False])
+@pytest.mark.parametrize("make", [some_texts, similar_texts])
 @pytest.mark.parametrize("batch", [1, 3, 100])
-def test_every_text_is_in_one_pack_and_sees_only_its_own_tokens(batch: int) -> None:
-    texts = some_texts()
+def test_every_text_is_in_one_pack_and_sees_only_its_own_tokens(
+    batch: int, make: Callable[[], list[Encoded]], share_answers: bool
+) -> None:
+    texts = make()
     found = Counter[int]()
-    for pack in packs(texts, range(len(texts)), batch):
+    for pack in packs(texts, range(len(texts)), batch, share_answers=share_answers):
         found.update(pack.numbers)
         assert len(pack.ids) <= max(
             TOKENS * batch, 2 * max(texts[number].answer[0] for number in pack.numbers)
         )
+        owners = Counter[int]()
         for number, places in zip(pack.numbers, pack.places, strict=True):
             own = texts[number]
             assert pack.ids[places].tolist() == own.ids.tolist()
@@ -50,7 +67,19 @@ def test_every_text_is_in_one_pack_and_sees_only_its_own_tokens(batch: int) -> N
             assert pack.visible is not None
             for order, place in enumerate(places):
                 assert np.flatnonzero(pack.visible[place]).tolist() == places[: order + 1].tolist()
+            owners.update(places.tolist())
+        for number, places in zip(pack.numbers, pack.places, strict=True):
+            answer = places[int(texts[number].answer[0]) :].tolist()
+            assert share_answers or all(owners[place] == 1 for place in answer)
     assert found == Counter(range(len(texts)))
+
+
+def test_a_common_beginning_of_any_length_is_read_once() -> None:
+    texts = similar_texts()
+    for pack in packs(texts, range(len(texts)), 1000):
+        chosen = [texts[number].ids.tolist() for number in pack.numbers]
+        beginnings = {tuple(ids[: end + 1]) for ids in chosen for end in range(len(ids))}
+        assert len(pack.ids) == len(beginnings)
 
 
 def test_texts_with_the_same_prompt_share_it_if_they_fit() -> None:
@@ -69,10 +98,13 @@ def test_a_long_prompt_is_not_repeated_for_each_of_its_texts() -> None:
     assert [len(pack.ids) for pack in packs(texts, range(60), 1)] == [100, 60]
 
 
+@pytest.mark.parametrize("make", [some_texts, similar_texts])
 @pytest.mark.parametrize("packed", [0, 9, 1000])
-def test_packed_texts_are_read_as_if_alone(packed: int) -> None:
+def test_packed_texts_are_read_as_if_alone(
+    packed: int, make: Callable[[int], list[Encoded]]
+) -> None:
     model = small_models.make_model("llama")
-    texts = some_texts(12)
+    texts = make(12)
     reader = PackedReader(model, packed)
     seen = Counter[int]()
     with torch.inference_mode():

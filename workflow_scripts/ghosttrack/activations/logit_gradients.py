@@ -140,8 +140,8 @@ def comparisons(examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str
 def _prompt(ids: Ints, lead: int) -> Encoded:
     """A prompt as a text of its own; `lead`: tokens that are not its own.
 
-    All of it counts as the answer, so that a pack repeats what two prompts have in common: at shared
-    positions, the gradients of both comparisons would add up.
+    All of it counts as the answer, and answers are not shared: at the tokens that two prompts share
+    in a pack, the gradients of both comparisons would add up.
     """
     lead = min(lead, len(ids) - 1)
     shared = lead if lead >= SHARED_TOKENS else 0
@@ -167,7 +167,7 @@ def read(
         batch: prompts per pass, approximately; changes only memory and rounding noise.
         packed: longest packed sequence, from `Limits`.
     """
-    reader = PackedReader(model, packed)
+    reader = PackedReader(model, packed, share_answers=False)
     prompts = [one.prompt for one in compared]
     modules = [*site_modules(model, layers, site), models.blocks(model)[-1]]
     norm = final_norm(model, prompts[0]) if site == "resid_post" and prompts else None

@@ -529,23 +529,25 @@ def _packed(model: Any, text: Ids, tokens: int, prefix_tokens: int = 0) -> tuple
 
 
 def _texts(text: Ids, prefix: Ids, tokens: int) -> list[Encoded]:
-    """Two short texts and a long one that fill a sequence of `tokens` tokens."""
+    """Two short texts with one prompt, and a long one, that fill a sequence of `tokens` tokens.
+
+    The second half of the long one repeats the first, as words repeat. It shares nothing with the
+    short ones but the separator, which the prefix has if there is one.
+    """
     lead = text[:0] if len(prefix) else text[:1]
     rest = text[1 + len(prefix) :]
+    prompt = min(PROMPT, tokens // 8)
+    length = max(tokens - len(prefix) - len(lead) - prompt - 4, 1)
 
-    def one(start: int, prompt: int, length: int) -> Encoded:
-        ids = np.concatenate(
-            [lead, rest[:prompt], rest[start : start + length - prompt - len(lead)]]
-        )
-        answer = np.arange(len(lead) + prompt, len(ids))
+    def one(*parts: Ids) -> Encoded:
+        ids = np.concatenate([lead, *parts])
+        answer = np.arange(len(lead) + len(parts[0]), len(ids))
         return Encoded(ids, answer, answer, prefix, 1)
 
-    prompt = min(PROMPT, tokens // 8)
-    short = len(lead) + prompt
     return [
-        one(20, prompt, short + 1),
-        one(30, prompt, short + 3),
-        one(prompt + 1, prompt + 1, tokens - len(prefix) - short - 4),
+        one(rest[:prompt], rest[20:21]),
+        one(rest[:prompt], rest[30:33]),
+        one(rest[:0], np.resize(rest[1 : 1 + -(-length // 2)], length)),
     ]
 
 

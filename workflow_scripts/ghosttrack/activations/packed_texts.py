@@ -1,4 +1,4 @@
-"""Sequence packing: several texts in one sequence, in which texts with the same prompt share it.
+"""Sequence packing: several texts in one sequence, which share the tokens of common beginnings.
 
 The attention mask lets the tokens of a text see only that text. The prefix that all texts of a
 relation share is computed once and kept as a KV cache. Texts are packed only where `model_check`
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ghosttrack.activations import layout
-from ghosttrack.activations.example_tokens import Encoded
+from ghosttrack.activations.example_tokens import Encoded, common_length
 from ghosttrack.activations.hooks import forward_replaced
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
@@ -78,76 +78,68 @@ class TokenStatistics(NamedTuple):
 
 
 def packs(
-    encoded: Sequence[Encoded], numbers: Iterable[int], batch: int, longest: int = sys.maxsize
+    encoded: Sequence[Encoded],
+    numbers: Iterable[int],
+    batch: int,
+    longest: int = sys.maxsize,
+    *,
+    share_answers: bool = True,
 ) -> Iterator[Pack]:
     """Pack the texts into sequences of about `TOKENS` x batch tokens.
 
-    A prompt is the part of a text before its answer. Texts with the same prompt stay together; if
-    they do not fit into one sequence, the prompt is repeated in the next. A sequence that begins
-    with a long prompt may be twice as long as the prompt.
+    The texts of a pack share the tokens of their common beginnings: the sequence is a tree. A
+    beginning is repeated in the next sequence if not all of its texts fit into one. A sequence that
+    begins with a long prompt (the part of a text before its answer) may be twice as long as it.
 
     Args:
         longest: upper limit of prefix and sequence in tokens; no single text exceeds it.
+        share_answers: whether texts also share the beginnings of their answers.
     """
-    by_prefix: dict[bytes, dict[bytes, list[int]]] = {}
+    by_prefix: dict[bytes, list[int]] = {}
     for number in numbers:
-        one = encoded[number]
-        by_prefix.setdefault(one.prefix.tobytes(), {}).setdefault(
-            one.ids[: one.answer[0]].tobytes(), []
-        ).append(number)
-    for prompts in by_prefix.values():
-        room = longest - len(encoded[next(iter(prompts.values()))[0]].prefix)
-        groups: list[list[int]] = []
+        by_prefix.setdefault(encoded[number].prefix.tobytes(), []).append(number)
+    for texts in by_prefix.values():
+        room = longest - len(encoded[texts[0]].prefix)
+        pack: list[int] = []
+        shared: list[int] = []
         size = limit = 0
-        for texts in prompts.values():
-            head = int(encoded[texts[0]].answer[0])
-            fresh = True
-            for number in texts:
-                cost = len(encoded[number].ids) - head
-                if groups and size + cost + head * fresh > limit:
-                    yield _laid_out(encoded, groups)
-                    groups, size, fresh = [], 0, True
-                if not groups:
-                    limit = min(max(TOKENS * batch, 2 * head), room)
-                if fresh:
-                    groups.append([])
-                groups[-1].append(number)
-                size += cost + head * fresh
-                fresh = False
-        if groups:
-            yield _laid_out(encoded, groups)
+        # In this order, no earlier text has more in common with a text than the one before it.
+        for number in sorted(texts, key=lambda number: encoded[number].ids.tobytes()):
+            one = encoded[number]
+            common = _shared(encoded[pack[-1]], one, share_answers) if pack else 0
+            if pack and size + len(one.ids) - common > limit:
+                yield _laid_out(encoded, pack, shared)
+                pack, shared, size, common = [], [], 0, 0
+            if not pack:
+                limit = min(max(TOKENS * batch, 2 * int(one.answer[0])), room)
+            pack.append(number)
+            shared.append(common)
+            size += len(one.ids) - common
+        yield _laid_out(encoded, pack, shared)
 
 
-def _laid_out(encoded: Sequence[Encoded], groups: Sequence[Sequence[int]]) -> Pack:
-    """One pack. `groups`: for each prompt, the numbers of its texts."""
-    segments, positions, places, at = [], [], [], 0
-    numbers: list[int] = []
-    owners: list[tuple[int, int]] = []  # prompt and text of each segment; text -1: the prompt
-    for index, texts in enumerate(groups):
-        head = int(encoded[texts[0]].answer[0])
-        prompt = np.arange(at, at + head)
-        segments.append(encoded[texts[0]].ids[:head])
-        positions.append(np.arange(head))
-        owners.append((index, -1))
-        at += head
-        for number in texts:
-            rest = encoded[number].ids[head:]
-            segments.append(rest)
-            positions.append(np.arange(head, head + len(rest)))
-            owners.append((index, len(numbers)))
-            numbers.append(number)
-            places.append(np.concatenate([prompt, np.arange(at, at + len(rest))]))
-            at += len(rest)
-    of_prompt, of_text = np.repeat(owners, [len(ids) for ids in segments], axis=0).T
-    visible = (of_prompt[:, None] == of_prompt) & ((of_text == -1) | (of_text[:, None] == of_text))
-    return Pack(
-        encoded[groups[0][0]].prefix,
-        numbers,
-        places,
-        np.concatenate(segments),
-        np.concatenate(positions),
-        np.tril(visible),
-    )
+def _shared(one: Encoded, other: Encoded, share_answers: bool) -> int:
+    """Number of tokens that two texts share: their common beginning, or that of their prompts."""
+    common = common_length([one.ids, other.ids])
+    return common if share_answers else min(common, int(one.answer[0]), int(other.answer[0]))
+
+
+def _laid_out(encoded: Sequence[Encoded], numbers: list[int], shared: Sequence[int]) -> Pack:
+    """One pack. `shared`: number of tokens that each text shares with the text before it."""
+    places: list[Ints] = []
+    size = 0
+    for number, common in zip(numbers, shared, strict=True):
+        fresh = np.arange(size, size + len(encoded[number].ids) - common)
+        places.append(np.concatenate([places[-1][:common], fresh]) if places else fresh)
+        size += len(fresh)
+    ids, position = np.empty((2, size), dtype=np.int64)
+    visible = np.zeros((size, size), dtype=bool)
+    for number, path, common in zip(numbers, places, shared, strict=True):
+        ids[path] = encoded[number].ids
+        position[path] = np.arange(len(path))
+        # Its fresh tokens see the tokens of the text up to themselves.
+        visible[np.ix_(path[common:], path)] = np.tri(len(path) - common, len(path), common)
+    return Pack(encoded[numbers[0]].prefix, numbers, places, ids, position, visible)
 
 
 class PackedReader:
@@ -160,10 +152,15 @@ class PackedReader:
         cached: longest text, in tokens, that is read after the KV cache of its prefix although it
             is too long to be packed; 0: such texts are read with their prefix. From `Limits`. The
             first of them is also read without a cache; if the results differ, none is cached.
+        share_answers: whether texts share what their answers have in common. False where a hook
+            changes the activations of a single text's answer, or gradients are taken at its tokens.
     """
 
-    def __init__(self, model: Any, packed: int, cached: int = 0) -> None:
+    def __init__(
+        self, model: Any, packed: int, cached: int = 0, *, share_answers: bool = True
+    ) -> None:
         self._model = model
+        self._share_answers = share_answers
         self._packed = packed
         self._cached = cached if packed else 0
         self._checked = False
@@ -186,7 +183,7 @@ class PackedReader:
                 f"texts of more than {self._packed} tokens" if self._packed else "texts",
                 " of that length" if self._packed else "",
             )
-        yield from packs(encoded, short, batch, self._packed)
+        yield from packs(encoded, short, batch, self._packed, share_answers=self._share_answers)
         for number in chosen:
             if not self._fits(encoded[number]):
                 yield self._single(encoded[number], number)

@@ -99,12 +99,10 @@ def read_statements(
     outputs = np.empty((len(texts), len(OUTPUTS)))
     progress = Progress("reading statements", len(texts), "texts")
     modules = site_modules(model, list(layers), site)
-    # Texts of similar length share a pass.
-    order = sorted(range(len(encoded)), key=lambda number: len(encoded[number].ids))
     with captured(modules, stop=False) as hidden, torch.inference_mode():
         reader = PackedReader(model, packed)
         reader.cache_prefixes(encoded)
-        for pack in reader.packs(encoded, order, batch):
+        for pack in reader.packs(encoded, range(len(encoded)), batch):
             numbers = range(len(pack.numbers))
             _, places = reading.read_rows(encoded, pack, numbers, starts)
             final = reader.final(pack)

@@ -125,7 +125,7 @@ class Scorer:
         contributions: list[list[FeatureContribution]] = [[] for _ in encoded]
         sums = np.zeros((2, len(encoded)))
         with ExitStack() as stack, torch.inference_mode():
-            reader = PackedReader(self._model, self._packed)
+            reader = PackedReader(self._model, self._packed, share_answers=removed is None)
             reader.cache_prefixes(encoded)
             ablation = stack.enter_context(self._ablating()) if removed is not None else None
             outputs = stack.enter_context(hooks.captured(self._modules, stop=False))
