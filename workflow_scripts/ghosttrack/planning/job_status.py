@@ -20,7 +20,7 @@ from ghosttrack.planning.slurm import SlurmJob
 from ghosttrack.runtime import gpu_usage
 
 State = Literal["done", "running", "queued", "failed", "cut off", "waiting"]
-# Bytes that are read at the end of a log: some hundred progress lines.
+# Bytes that are read at the end of a log at first: the progress lines of half an hour.
 _TAIL_BYTES = 32_768
 _START = re.compile(r"INFO process (\d+) on (\S+?)(?:, Slurm job (\d+))?(?:, GPU (\S+))?$")
 _PROGRESS = re.compile(
@@ -147,16 +147,19 @@ def _running(job: Job, slurm_job: str, node: str, lines: Sequence[str], log: Pat
 
 
 def _last_start(log: Path) -> _Start | None:
-    """Start of the last attempt in the end of a log, or None."""
+    """Start of the last attempt in a log, or None; only as much of its end is read as is needed."""
     try:
+        size, read = log.stat().st_size, 0
         with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-            lines = stream.read().decode("utf-8", "replace").splitlines()
+            while read < size:
+                read = min(size, max(_TAIL_BYTES, 4 * read))
+                stream.seek(size - read)
+                lines = stream.read().decode("utf-8", "replace").splitlines()
+                for number in range(len(lines) - 1, -1, -1):
+                    if match := _START.search(lines[number]):
+                        return _Start(int(match[1]), match[2], match[3] or "", lines[number + 1 :])
     except OSError:
         return None
-    for number in range(len(lines) - 1, -1, -1):
-        if match := _START.search(lines[number]):
-            return _Start(int(match[1]), match[2], match[3] or "", lines[number + 1 :])
     return None
 
 
