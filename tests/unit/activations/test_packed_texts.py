@@ -45,8 +45,16 @@ def similar_texts(count: int = 60) -> list[Encoded]:
     return made
 
 
+def read_whole() -> list[Encoded]:
+    """The same, of some of which all tokens are read."""
+    return [
+        one._replace(read=np.arange(len(one.ids))) if number % 2 else one
+        for number, one in enumerate(similar_texts())
+    ]
+
+
 @pytest.mark.parametrize("share_answers", [True, False])
-@pytest.mark.parametrize("make", [some_texts, similar_texts])
+@pytest.mark.parametrize("make", [some_texts, similar_texts, read_whole])
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_every_text_is_in_one_pack_and_sees_only_its_own_tokens(
     batch: int, make: Callable[[], list[Encoded]], share_answers: bool
@@ -69,7 +77,8 @@ def test_every_text_is_in_one_pack_and_sees_only_its_own_tokens(
                 assert np.flatnonzero(pack.visible[place]).tolist() == places[: order + 1].tolist()
             owners.update(places.tolist())
         for number, places in zip(pack.numbers, pack.places, strict=True):
-            answer = places[int(texts[number].answer[0]) :].tolist()
+            own = texts[number]
+            answer = places[int(min(own.answer[0], own.read[0])) :].tolist()
             assert share_answers or all(owners[place] == 1 for place in answer)
     assert found == Counter(range(len(texts)))
 

@@ -553,6 +553,28 @@ def test_ablating_the_named_features_is_compared_with_random_and_most_active_one
     assert named["beyond_random"].iloc[0] > 0  # the detector is linear in the ablated features
 
 
+@pytest.mark.parametrize("positions", ["answer", "all"])
+def test_an_ablation_changes_no_other_text(run: Path, positions: Positions) -> None:
+    scorer = Scorer(run)
+    examples = pd.read_parquet(run / "datasets" / "facts" / "examples.parquet").head(8)
+    encoded = example_tokens.encode(
+        examples, scorer.tokenizer, scorer.limit, "facts", positions=positions
+    )
+    before = scorer.read(encoded, 3)
+    # Texts of one prompt in turn lose their features and keep them.
+    removed = [
+        [(each.layer_index, each.feature) for each in largest if text % 2]
+        for text, largest in enumerate(before.contributions)
+    ]
+    after = scorer.read(encoded, 0, removed).log_odds
+    alone = [
+        scorer.read([one], 0, [features]).log_odds[0]
+        for one, features in zip(encoded, removed, strict=True)
+    ]
+    np.testing.assert_allclose(after, alone, atol=1e-3)
+    assert (np.abs(after - before.log_odds)[1::2] > 0.1).any()
+
+
 def test_ablated_named_features_are_those_that_a_score_names(
     run: Path, detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,7 +93,7 @@ def packs(
 
     Args:
         longest: upper limit of prefix and sequence in tokens; no single text exceeds it.
-        share_answers: whether texts also share the beginnings of their answers.
+        share_answers: whether texts also share tokens of their answers, and others that are read.
     """
     by_prefix: dict[bytes, list[int]] = {}
     for number in numbers:
@@ -119,9 +119,11 @@ def packs(
 
 
 def _shared(one: Encoded, other: Encoded, share_answers: bool) -> int:
-    """Number of tokens that two texts share: their common beginning, or that of their prompts."""
+    """Number of tokens that two texts share: their common beginning, or what is not read of it."""
     common = common_length([one.ids, other.ids])
-    return common if share_answers else min(common, int(one.answer[0]), int(other.answer[0]))
+    if share_answers:
+        return common
+    return min(common, *(int(min(text.answer[0], text.read[0])) for text in (one, other)))
 
 
 def _laid_out(encoded: Sequence[Encoded], numbers: list[int], shared: Sequence[int]) -> Pack:
@@ -152,8 +154,9 @@ class PackedReader:
         cached: longest text, in tokens, that is read after the KV cache of its prefix although it
             is too long to be packed; 0: such texts are read with their prefix. From `Limits`. The
             first of them is also read without a cache; if the results differ, none is cached.
-        share_answers: whether texts share what their answers have in common. False where a hook
-            changes the activations of a single text's answer, or gradients are taken at its tokens.
+        share_answers: whether texts share what their answers have in common, and other tokens that
+            are read. False where a hook changes activations of a single text, or gradients are
+            taken at its tokens.
     """
 
     def __init__(
