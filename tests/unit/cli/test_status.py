@@ -219,6 +219,19 @@ def test_a_wrong_setting_ends_with_one_line_and_code_2(
     assert shown.out == ""
 
 
+def test_data_sets_of_the_original_work_may_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    (tmp_path / "config" / "datasets" / "halueval.yaml").unlink()
+    monkeypatch.setattr(status, "HOME", tmp_path)
+    assert status.main(["--config", "model=gpt2-medium"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "SAE training" in shown.out
+    assert "at batch 128" not in shown.out
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -426,6 +426,15 @@ def _overlaid(base: Any, update: Any) -> Any:
     return {**base, **{key: _overlaid(base.get(key), value) for key, value in update.items()}}
 
 
+def _batches_of_original(config: Mapping[str, Any]) -> dict[str, int]:
+    """SAE batch of the original work by model; {} if its preset does not go with the settings."""
+    try:
+        settings = load({**config, "preset": "seed"}, HOME / "config")
+    except UserError:  # a file of its data sets is gone, or k is too large for its dictionary
+        return {}
+    return {model: chosen.sae.batch for model, chosen in settings.items()}
+
+
 def _queue() -> list[slurm.SlurmJob]:
     """Slurm jobs of this folder; if Slurm fails, a note on stderr and no jobs."""
     if not slurm.available():
@@ -464,11 +473,10 @@ def main(arguments: list[str]) -> int:
         plan.check_sources(settings, results)
         for model_settings in settings.values():
             plan.waves(model_settings)  # refuses too small a disk budget before Slurm is asked
-        seed = load({**config, "preset": "seed"}, HOME / "config")
-        queue = _queue()
+        batches, queue = _batches_of_original(config), _queue()
         statuses = {
             model: look(
-                chosen_settings, datasets_of(chosen_settings), results, seed[model].sae.batch, queue
+                chosen_settings, datasets_of(chosen_settings), results, batches.get(model), queue
             )
             for model, chosen_settings in settings.items()
         }
