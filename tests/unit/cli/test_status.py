@@ -112,6 +112,11 @@ def test_hours_stand_at_the_original_work_s_batch_too_with_what_limits_them(
     assert "at batch" not in capsys.readouterr().out  # it is the run's own
 
 
+def test_layers_that_begin_with_another_layer_s_sae_have_fewer_steps(tmp_path: Path) -> None:
+    text = status.as_text(look(tmp_path, model="smollm2-135m"))
+    assert "1,759 steps of 512 tokens for layer 16 and 586 for each other layer, each" in text
+
+
 def test_a_run_under_a_budget_is_followed_by_its_files(tmp_path: Path) -> None:
     home = tmp_path / "gpt2-medium"
     touch(home, "model/source.json", "model/model.safetensors", "datasets/cities/examples.parquet")

@@ -284,7 +284,7 @@ def test_layers_with_a_warm_start_train_for_their_epochs_after_the_first(tmp_pat
     whole, short = (10_000_384 * epochs // 4096 for epochs in (20, 5))
     training = forecast.training(medium, waves, tmp_path)
     second = training.bound.seconds / 3600
-    assert training.steps == whole
+    assert (training.steps, training.later_steps) == (whole, short)
     assert training.effort.gpu_hours == pytest.approx((whole + 23 * short) * second)
     # Four accelerators: the first layer alone, the other five in two rounds, the rest in five.
     assert training.effort.hours == pytest.approx((whole + 7 * short) * second)

@@ -179,7 +179,7 @@ def _plan_lines(status: Status) -> Iterator[str]:
     for number, training in enumerate(status.training):
         name = f"at batch {training.batch}" if number else "SAE training"
         yield _line(name, _described_effort(training.effort, gpus))
-        yield _line("", _described_steps(training))
+        yield _line("", _described_steps(training, settings.warm_start_layer))
         yield _line("", f"per step: {_described_bound(training.bound)}")
 
 
@@ -194,10 +194,13 @@ def _described_effort(effort: forecast.Effort, gpus: int) -> str:
     )
 
 
-def _described_steps(training: forecast.Training) -> str:
-    step = training.step
+def _described_steps(training: forecast.Training, first: int | None) -> str:
+    """As `48,830 steps of 4,096 tokens per layer, each ...`; `first`: the warm-start layer."""
+    step, whose = training.step, "per layer"
+    if training.later_steps != training.steps:
+        whose = f"for layer {first} and {training.later_steps:,} for each other layer"
     return (
-        f"{training.steps:,} steps of {training.batch:,} tokens per layer, each "
+        f"{training.steps:,} steps of {training.batch:,} tokens {whose}, each "
         f"{step.operations / 1e9:.3g} GFLOP and "
         f"{step.traffic / 1e9:.2g} GB of memory traffic, at least "
         f"{_short(training.bound.seconds)}"
@@ -375,6 +378,7 @@ def _effort(effort: forecast.Effort) -> dict[str, Any]:
 def _training(training: forecast.Training, settings: Settings) -> dict[str, Any]:
     return {
         "steps": training.steps,
+        "later_steps": training.later_steps,
         "operations": training.step.operations,
         "traffic_bytes": training.step.traffic,
         "intensity": training.step.intensity,

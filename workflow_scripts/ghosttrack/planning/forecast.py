@@ -48,6 +48,7 @@ class Training(NamedTuple):
 
     batch: int
     steps: int  # steps per SAE
+    later_steps: int  # steps of an SAE that begins with another layer's
     step: roofline.Step
     effort: Effort
 
@@ -174,13 +175,20 @@ def training(
         layer: rows * _epochs(settings, layer) // chosen.batch for layer in settings.layers
     }
     assumed = {layer: layer_steps[layer] * bound.seconds for layer in settings.layers}
+    first = settings.warm_start_layer
     measured = _finished_training(settings, assumed, results) if chosen == settings.sae else ()
     rate = _rate(step.operations, bound.seconds, _slower(measured))
     total = sum(assumed[layer] for layers in waves for layer in layers) * rate.slower / 3600
-    if settings.sae.shared:
-        return Training(chosen.batch, steps, step, Effort(total, total, rate, bound))
-    wall = sum(_rounds(settings, layers, assumed) for layers in waves) * rate.slower / 3600
-    return Training(chosen.batch, steps, step, Effort(wall, total, rate, bound))
+    wall = total
+    if not settings.sae.shared:
+        wall = sum(_rounds(settings, layers, assumed) for layers in waves) * rate.slower / 3600
+    return Training(
+        chosen.batch,
+        steps,
+        next((layer_steps[layer] for layer in layer_steps if layer != first), steps),
+        step,
+        Effort(wall, total, rate, bound),
+    )
 
 
 def _epochs(settings: Settings, layer: int) -> int:
