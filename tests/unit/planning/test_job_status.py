@@ -108,8 +108,9 @@ def test_the_end_of_a_long_log_is_enough(tmp_path: Path) -> None:
     assert look(tmp_path, LAYER).state == "failed"
 
 
-def test_a_job_that_started_hours_ago_still_runs(tmp_path: Path, script: int) -> None:
-    start = f"12:00:00 INFO process {script} on {HERE}"
+@pytest.mark.parametrize("gpus", ["", ", GPU 0, 1"])
+def test_a_job_that_started_hours_ago_still_runs(tmp_path: Path, script: int, gpus: str) -> None:
+    start = f"12:00:00 INFO process {script} on {HERE}{gpus}"
     write_log(tmp_path, "train_sae/layer_01", start, *[PROGRESS] * 2000)
     found = look(tmp_path, LAYER)
     assert found.state == "running"

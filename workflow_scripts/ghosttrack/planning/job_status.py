@@ -22,7 +22,7 @@ from ghosttrack.runtime import gpu_usage
 State = Literal["done", "running", "queued", "failed", "cut off", "waiting"]
 # Bytes that are read at the end of a log at first: the progress lines of half an hour.
 _TAIL_BYTES = 32_768
-_START = re.compile(r"INFO process (\d+) on (\S+?)(?:, Slurm job (\d+))?(?:, GPU (\S+))?$")
+_START = re.compile(r"INFO process (\d+) on (\S+?)(?:, Slurm job (\d+))?(?:, GPU .+)?$")
 _PROGRESS = re.compile(
     r"INFO .*?: ([\d,]+)/([\d,]+) (\w+), ([\d,.]+) \w+/s(?:, (.+?) left)?(?:, took .*?)?(?:;.*)?$"
 )
