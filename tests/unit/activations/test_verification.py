@@ -230,6 +230,14 @@ def test_a_store_missing_with_its_manifest_is_reported_if_later_results_need_it(
         )
 
 
+def test_pretrained_saes_need_no_training_stores(trained: Path) -> None:
+    shutil.rmtree(trained / "activations")
+    chosen = settings(None)
+    sae = chosen.sae.model_copy(update={"source": "OWNER/SAES/layer_{layer}", "revision": "a" * 40})
+    pretrained = chosen.model_copy(update={"sae": sae})
+    assert verification.lost(run_state.promised_manifests(pretrained, trained.parent)) == []
+
+
 def test_only_training_stores_may_be_missing_under_a_disk_budget(trained: Path) -> None:
     lose(
         trained,

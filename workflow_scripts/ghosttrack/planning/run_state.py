@@ -133,7 +133,7 @@ def promised_manifests(settings: Settings, results: Path) -> list[Path]:
     home = results / settings.model
     trained = [layer for layer in settings.layers if _trained(home, layer)]
     manifests = []
-    if settings.activations.disk_budget_gb is None:
+    if settings.keeps_training_rows:
         manifests += [
             _manifest(home, layer, shard) for layer in trained for shard in range(settings.shards)
         ]
