@@ -169,6 +169,21 @@ def test_jobs_on_an_older_corpus_and_files_with_other_names_are_not_used(tmp_pat
     assert forecast.extraction(medium, plan.waves(medium), tmp_path).rate.jobs == 0
 
 
+def test_a_job_on_fewer_tokens_took_the_time_of_these(tmp_path: Path) -> None:
+    medium = settings(model="gpt2-medium", plan=FAST)
+    waves, home = plan.waves(medium), tmp_path / "results" / "gpt2-medium"
+    files.write_json(home / "corpus" / "train.json", {})
+    os.utime(home / "corpus" / "train.json", (0, 0))
+    made = records.Description({"corpus": {"tokens": 10_240, "context": 512}}, {})
+    records.write("fetch_corpus", made, {}, [str(home / "corpus" / "train.json")])
+    token = forecast.token_bound(medium, 4, 4).seconds
+    folder = home / "benchmarks" / "extract_activations"
+    benchmark(folder / "layers_00_to_03_shard_0000.tsv", f"{3 * 10_240 * token}")
+    assert forecast.extraction(medium, waves, home.parent).rate[1:] == pytest.approx((1, 3))
+    benchmark(folder / "layers_00_to_03_shard_0001.tsv", "100")  # of a larger corpus before
+    assert forecast.extraction(medium, waves, home.parent).rate.jobs == 1
+
+
 @pytest.mark.parametrize("content", ["", "s\n", "s\tx\n-\t1\n", "s\nnan\n", "s\n0\n", "t\n3\n"])
 def test_a_benchmark_without_a_time_is_not_used(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.tsv").write_text(content)

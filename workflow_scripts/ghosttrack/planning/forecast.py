@@ -249,11 +249,12 @@ def _pass_operations(settings: Settings, highest: int) -> int:
 def _finished_extraction(settings: Settings, results: Path) -> Iterator[tuple[float, Path]]:
     """Assumed seconds and benchmark of every finished job, for any division into waves."""
     home = results / settings.model
+    total = _contexts(settings, home)
     for path in sorted((home / "benchmarks" / "extract_activations").glob("*.tsv")):
         match = _PASS.fullmatch(path.name)
         if (
             not match
-            or int(match["shard"]) >= settings.shards
+            or int(match["shard"]) * settings.contexts_per_shard >= total
             or _is_older(path, home / "corpus" / "train.json")
             or not _made_with(
                 home,
@@ -263,11 +264,21 @@ def _finished_extraction(settings: Settings, results: Path) -> Iterator[tuple[fl
         ):
             continue
         first = int(match["shard"]) * settings.contexts_per_shard
-        contexts = min(settings.contexts_per_shard, settings.contexts - first)
+        contexts = min(settings.contexts_per_shard, total - first)
         lowest, highest = int(match["lowest"]), int(match["highest"])
         layers = sum(lowest <= layer <= highest for layer in settings.layers)
         bound = token_bound(settings, highest + 1, max(layers, 1))
         yield contexts * settings.corpus.context * bound.seconds, path
+
+
+def _contexts(settings: Settings, home: Path) -> int:
+    """Contexts of the corpus on disk, which finished jobs read; without its record, those of now."""
+    record = records.read_of_run(home, "corpus/train.json")
+    made = record.params.get("corpus") if record else None
+    tokens = made.get("tokens") if isinstance(made, Mapping) else None
+    if not isinstance(tokens, int):
+        tokens = settings.corpus.tokens
+    return -(-tokens // settings.corpus.context)
 
 
 def _made_with(home: Path, inside: str, now: Mapping[str, Any]) -> bool:
