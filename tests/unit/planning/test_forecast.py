@@ -169,6 +169,20 @@ def test_jobs_on_an_older_corpus_and_files_with_other_names_are_not_used(tmp_pat
     assert forecast.extraction(medium, plan.waves(medium), tmp_path).rate.jobs == 0
 
 
+def test_a_job_on_two_accelerators_takes_the_hours_of_both(tmp_path: Path) -> None:
+    one, two = (
+        settings(
+            model="gpt2-medium",
+            activations={"disk_budget_gb": None},
+            plan={**FAST, "gpus": 2 * count, "gpus_per_model": count},
+        )
+        for count in (1, 2)
+    )
+    single, spread = (forecast.extraction(each, plan.waves(each), tmp_path) for each in (one, two))
+    assert spread.hours == single.hours
+    assert spread.gpu_hours == 2 * single.gpu_hours
+
+
 def test_a_job_on_fewer_tokens_took_the_time_of_these(tmp_path: Path) -> None:
     medium = settings(model="gpt2-medium", plan=FAST)
     waves, home = plan.waves(medium), tmp_path / "results" / "gpt2-medium"

@@ -98,7 +98,7 @@ def extraction(settings: Settings, waves: Sequence[Sequence[int]], results: Path
     rate = _rate(operations, seconds, slower)
     return Effort(
         rounds * job * seconds * rate.slower / 3600,
-        tokens * seconds * rate.slower / 3600,
+        settings.plan.gpus_per_model * tokens * seconds * rate.slower / 3600,
         rate,
         _together(bounds, settings),
     )
