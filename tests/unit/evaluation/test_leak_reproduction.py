@@ -75,7 +75,7 @@ def test_a_text_with_both_labels_is_left_out() -> None:
 
 
 def test_texts_that_come_in_no_pairs_are_refused_with_the_remedy() -> None:
-    with pytest.raises(UserError, match=r"made: 0 pairs .*group_column"):
+    with pytest.raises(UserError, match=r"made: 0 pairs .*group_column.*leave this one out"):
         leak.reproduce(
             questions(40, 2).assign(group=[f"g{row}" for row in range(120)]), "made", 4, 0, seeds=1
         )

@@ -119,7 +119,8 @@ def pair_up(texts: pd.DataFrame, dataset: str) -> NDArray[np.int64]:
         raise UserError(
             f"{dataset}: {len(pairs)} pairs of a true and a false text of one group, expected at "
             f"least {LEAST_PAIRS}: name the group_column (or question_column) that joins the true "
-            "and the false answers to a question"
+            "and the false answers to a question, use a larger data set, or leave this one out of "
+            "datasets"
         )
     return np.array(pairs, dtype=np.int64)
 
