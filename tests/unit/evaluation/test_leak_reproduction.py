@@ -81,6 +81,11 @@ def test_texts_that_come_in_no_pairs_are_refused_with_the_remedy() -> None:
         )
 
 
+def test_too_few_questions_for_the_inner_folds_are_refused_in_words() -> None:
+    with pytest.raises(UserError, match=r"made: 5 of 30 texts are true.* 7 groups are needed"):
+        leak.reproduce(questions(5, 5), "made", folds=2, seed=0, seeds=1)
+
+
 def test_the_figure_is_drawn_in_every_format(tmp_path: Path) -> None:
     paths = [tmp_path / f"leak_reproduction.{form}" for form in ("png", "pdf", "svg")]
     leak_figure.draw(leak.reproduce(questions(40, 2), "made", 4, 0, seeds=1), paths)
