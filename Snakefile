@@ -151,7 +151,7 @@ rule reproduce_leak:
     Needs no model.
     """
     input:
-        collect("results/{model}/evaluation/leak_reproduction.csv", model=MODELS),
+        all_leaks,
     message:
         "Gathering what noise reaches"
 

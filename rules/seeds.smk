@@ -16,6 +16,7 @@ rule vary_seeds:
         counterfactual_mean="results/{model}/examples/{dataset}/background.npz",
         prompt_states="results/{model}/examples/{dataset}/prompts.npz",
         samples=drawn_answers,
+        without_context=without_context,
         sweeps=swept_saes,
     output:
         seeds="results/{model}/detection/{dataset}/seeds.csv",

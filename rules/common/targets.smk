@@ -28,6 +28,15 @@ def all_sweeps(wildcards):
     return [f"results/{model}/sweep/arms.csv" for model in MODELS]
 
 
+def all_leaks(wildcards):
+    if unfit := [model for model in MODELS if not set(GIVEN) & set(SETTINGS[model].datasets)]:
+        raise WorkflowError(
+            f"reproduce_leak: {unfit[0]} has no data set of given texts; name one in datasets, as in --config "
+            "'datasets=[cities]'"
+        )
+    return [f"results/{model}/evaluation/leak_reproduction.csv" for model in MODELS]
+
+
 def all_features(wildcards):
     return [
         f"results/{model}/features/layer_{layer}.parquet"

@@ -484,6 +484,12 @@ def test_the_leak_of_a_random_pair_split_is_shown_without_a_model(house: Path) -
     }
 
 
+def test_a_leak_without_given_texts_is_refused_before_any_job(house: Path) -> None:
+    result = snakemake(house, "-n", "reproduce_leak", "--config", "datasets=[questions]")
+    assert result.returncode != 0
+    assert "smollm2-135m has no data set of given texts" in result.stdout + result.stderr
+
+
 def test_the_slurm_profile_says_what_the_rules_ask_for() -> None:
     profile = (ROOT / "profiles" / "slurm" / "config.yaml").read_text()
     asked = {}

@@ -7,8 +7,8 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from ghosttrack import scores as registry
-from ghosttrack.detection import agreement, seed_runs, splits
 from ghosttrack.detection import run as detection_run
+from ghosttrack.detection import seed_runs, splits
 from ghosttrack.detection.detectors import DetectorInputs
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.settings import DetectionSettings
@@ -25,6 +25,7 @@ def main(
     counterfactual_mean: Path,
     prompt_states: Path,
     samples: list[Path],
+    without_context: list[Path],
     sweeps: list[Path],
     seeds: Path,
     dataset: str,
@@ -36,7 +37,8 @@ def main(
 ) -> None:
     """Write one row per seed and score.
 
-    `samples`: samples.parquet of a generated data set, or empty; `sweeps`: folders of the swept
+    `samples`: samples.parquet of a generated data set, or empty; `without_context`:
+    without_context.parquet of a data set with contexts, or empty; `sweeps`: folders of the swept
     SAEs by layer, or empty; `arms`: seed by the name of an SAE's folder in them.
     """
     texts, measured, first = (
@@ -44,13 +46,14 @@ def main(
         tables.read_parquet(outputs),
         tables.read_parquet(audited),
     )
-    for path in samples:
-        agreement_scores = agreement.measure(
-            tables.read_parquet(path), list(texts["id"]), str(path)
-        )
-        measured = measured.assign(
-            **{name: agreement_scores[name].to_numpy() for name in agreement_scores}
-        )
+    drawn = [detection_run.DrawnAnswers(tables.read_parquet(path), path) for path in samples]
+    measured = detection_run.with_other_passes(
+        dataset,
+        texts,
+        measured,
+        drawn[0] if drawn else None,
+        tables.read_parquet(without_context[0]) if without_context else None,
+    )
     first = first[first["score"] == registry.TEXT_ONLY]
     reason = str(first["reason"].iloc[0])
     rows_by_seed: list[seed_runs.SeedResult] = []

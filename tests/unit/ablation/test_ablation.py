@@ -206,6 +206,23 @@ def test_choices_use_only_training_rows() -> None:
     assert chosen.scores.loc[~held, "value"].tolist() == bad.scores.loc[~held, "value"].tolist()
 
 
+def test_without_folds_there_is_nothing_to_tune_and_the_page_has_no_table() -> None:
+    empty = pd.DataFrame(columns=list(scoring.SCORES))
+    fits = pd.DataFrame(columns=list(scoring.FITS))
+    arm = AblationArm("tuning", ("entropy_mean",), changes={"top_k": 10})
+    named = {BASELINE: AblationArm(BASELINE, ("entropy_mean",)), "top_k_10": arm}
+    scores = dict.fromkeys(named, empty)
+    chosen = judging.choose(judging.ArmTables(scores, dict.fromkeys(named, fits)))
+    assert chosen.choices.empty
+    assert list(chosen.choices) == list(judging.CHOICES)
+    tuned = {**scores, judging.TUNED: chosen.scores}
+    table = judging.compare(named, tuned, [], [], EVALUATION, 0)
+    assert table.empty
+    ablation_page.draw(table)
+    page = ablation_page.render("m", "tuning", table, chosen.choices, [], "1.0")
+    assert "<table" not in page
+
+
 def test_the_tuned_scores_are_compared_with_every_null_on_the_page() -> None:
     scores = results(baseline=["entropy_mean"], random=["churn_births"])
     scores[judging.TUNED] = scores[BASELINE]

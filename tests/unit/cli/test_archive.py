@@ -172,6 +172,23 @@ def test_a_data_set_with_a_space_in_its_name_has_its_licence(tmp_path: Path) -> 
         assert path in archived.namelist()
 
 
+@pytest.mark.parametrize("name", ["run", "model", "torch"])
+def test_a_data_set_is_described_whatever_its_name(name: str, tmp_path: Path) -> None:
+    home = make_run(tmp_path)
+    (settings,) = load({"model": MODEL, "datasets": "[capitals]"}, ROOT / "config").values()
+    named = settings.model_copy(update={"datasets": [name]})
+    datasets = {name: DatasetSettings(source="file", path="mine.csv")}
+    for folder in ("datasets", "records/datasets"):
+        (home / folder / "capitals").rename(home / folder / name)
+    out = tmp_path / "run.zip"
+    assert crate.write(crate.Run(home, named, datasets, [], False), ROOT, out) == [name]
+    crated = ROCrate(out)
+    (action,) = crated.root_dataset["mentions"]
+    described = [str(entity.get("description", "")) for entity in action["object"]]
+    assert len([text for text in described if text.startswith("A data set that does not")]) == 1
+    assert len([text for text in described if text.startswith("The language model")]) == 1
+
+
 def test_files_of_earlier_settings_are_not_archived(tmp_path: Path) -> None:
     home = make_run(tmp_path, datasets="[capitals, cities]")
     other = home / "judged" / "mine"
@@ -225,6 +242,28 @@ def test_an_unfinished_run_is_refused_with_what_is_missing_and_what_to_run(
     assert re.search(rf"not finished, 1 of \d+ jobs have no outputs \({job}\); first run: ", said)
     assert f'make run ARGS="--config seed=0 model={MODEL}"' in said
     assert not home.with_name(f"{MODEL}.crate.zip").exists()
+
+
+def test_the_named_command_passes_every_setting_through_the_shell_and_make(tmp_path: Path) -> None:
+    given = ['model="2024"', "sae={k: 32}", 'datasets=["it\'s","$HOME `a`"]', r"corpus=a\b"]
+    (tmp_path / "Makefile").write_text("run:\n\t@printf '%s\\n' $(ARGS)\n", encoding="utf-8")
+    command = archive._command(given)
+    said = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert said.stdout.splitlines() == ["--config", *given], command
+
+
+def test_the_model_may_be_named_again_as_in_the_command_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, asked = make_run(tmp_path), list[str]()
+
+    def dry_run(_: Path, given: list[str]) -> "subprocess.CompletedProcess[str]":
+        asked.extend(given)
+        return subprocess.CompletedProcess("snakemake", 0, archive.NOTHING_DUE, "")
+
+    monkeypatch.setattr(archive, "_dry_run", dry_run)
+    write(home, "--config", f"model={MODEL}", "seed=0").close()
+    assert asked == ["seed=0", f"model={MODEL}"]
 
 
 @pytest.mark.parametrize(

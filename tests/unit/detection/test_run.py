@@ -21,6 +21,7 @@ from ghosttrack.settings import DetectionSettings, EvaluationSettings
 from seeds import measure_seed_variance, vary_seeds
 
 LAYERS, VARIANTS, WIDTH = [1, 3], ["default", "permuted"], 8
+ARMS = {"k_002_seed_0": 0, "k_002_seed_7": 7}
 DETECTION, EVALUATION = (
     DetectionSettings(folds=3, inner_folds=3, trees=10),
     EvaluationSettings(bootstrap=100),
@@ -169,6 +170,7 @@ def run(inputs: Path, out: Path, names: tuple[str, ...] = ("big", "small")) -> N
             candidates=[],
             random_decoders=[],
             closed_book=sorted(folder.glob("closed_book.parquet")),
+            without_context=sorted(folder.glob("without_context.parquet")),
             track_metrics=[folder / f"{variant}.parquet" for variant in VARIANTS],
             scores=made / "scores.parquet",
             selection=made / "selection.csv",
@@ -425,36 +427,42 @@ def test_strict_mode_passes_or_names_the_claim(results: Path, tmp_path: Path) ->
         check_claims.main(ledger=tmp_path / "lost.csv", passed=tmp_path / "never.json")
 
 
+def vary(inputs: Path, results: Path, name: str, seeds: Path, sweeps: list[Path]) -> None:
+    """Score a data set under the run's seed 0 and the fold seed 3, and with the SAEs of ARMS."""
+    folder = inputs / name
+    vary_seeds.main(
+        examples=folder / "examples.parquet",
+        outputs=folder / "outputs.parquet",
+        audited=results / name / "controls.parquet",
+        stores=[folder / f"layer_{layer:02d}.zarr" for layer in LAYERS],
+        manifests=[folder / f"layer_{layer:02d}.json" for layer in LAYERS],
+        weights=[inputs / f"sae_{layer}" / "sae_weights.safetensors" for layer in LAYERS],
+        counterfactual_mean=folder / "background.npz",
+        prompt_states=folder / "prompts.npz",
+        samples=sorted(folder.glob("samples.parquet")),
+        without_context=sorted(folder.glob("without_context.parquet")),
+        sweeps=sweeps,
+        seeds=seeds,
+        dataset=name,
+        layers=LAYERS,
+        arms=ARMS,
+        detection=DETECTION.model_copy(update={"fold_seeds": [3]}),
+        seed=0,
+    )
+
+
 def test_other_seeds_are_scored_and_a_set_too_small_has_none(
     inputs: Path, results: Path, tmp_path: Path
 ) -> None:
-    arms = {"k_002_seed_0": 0, "k_002_seed_7": 7}
     for layer in LAYERS:
-        for place, name in enumerate(arms):  # the second arm has the other layer's SAE
+        for place, name in enumerate(ARMS):  # the second arm has the other layer's SAE
             shutil.copytree(
                 inputs / f"sae_{LAYERS[::-1][LAYERS.index(layer)] if place else layer}",
                 tmp_path / str(layer) / name,
             )
     for name in ("big", "small"):
-        folder = inputs / name
-        vary_seeds.main(
-            examples=folder / "examples.parquet",
-            outputs=folder / "outputs.parquet",
-            audited=results / name / "controls.parquet",
-            stores=[folder / f"layer_{layer:02d}.zarr" for layer in LAYERS],
-            manifests=[folder / f"layer_{layer:02d}.json" for layer in LAYERS],
-            weights=[inputs / f"sae_{layer}" / "sae_weights.safetensors" for layer in LAYERS],
-            counterfactual_mean=folder / "background.npz",
-            prompt_states=folder / "prompts.npz",
-            samples=sorted(folder.glob("samples.parquet")),
-            sweeps=[tmp_path / str(layer) for layer in LAYERS],
-            seeds=tmp_path / f"{name}.csv",
-            dataset=name,
-            layers=LAYERS,
-            arms=arms,
-            detection=DETECTION.model_copy(update={"fold_seeds": [3]}),
-            seed=0,
-        )
+        sweeps = [tmp_path / str(layer) for layer in LAYERS]
+        vary(inputs, results, name, tmp_path / f"{name}.csv", sweeps)
     measure_seed_variance.main(
         metrics=results / "metrics.csv",
         seeds=[tmp_path / "big.csv", tmp_path / "small.csv"],
@@ -475,3 +483,29 @@ def test_other_seeds_are_scored_and_a_set_too_small_has_none(
     variance = pd.read_csv(tmp_path / "variance.csv")
     assert set(variance["dataset"]) == {"big", "all_given"}
     assert (variance["seeds"] == 2).all()
+
+
+def test_seeds_of_a_data_set_with_contexts_vary_the_detector_that_reads_their_support(
+    inputs: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "inputs"
+    shutil.copytree(inputs, work)
+    outputs = pd.read_parquet(work / "big" / "outputs.parquet")
+    labels = pd.read_parquet(work / "big" / "examples.parquet")["label"]
+    (work / "big" / "samples.parquet").unlink()  # separates the classes by itself
+    rng = np.random.default_rng(5)
+    outputs = outputs.assign(
+        **{name: rng.standard_normal(len(labels)) - 5 for name in outputs if "logprob" in name}
+    ).drop(columns=["pmi_sum", "pmi_mean", "pmi_first", "margin_mean"])
+    outputs.to_parquet(work / "big" / "outputs.parquet")
+    support = rng.standard_normal(len(labels)) - labels
+    of_token = ((outputs["logprob_sum"] - support) / 2).repeat(2)
+    plain = pd.DataFrame({"example": of_token.index, "logprob": of_token.to_numpy()})
+    plain.assign(entropy=1.0).to_parquet(work / "big" / "without_context.parquet")
+    run(work, tmp_path / "out", ("big",))
+    vary(work, tmp_path / "out", "big", tmp_path / "seeds.csv", [])
+    metrics = registry.read(tmp_path / "out" / "metrics.csv", registry.METRICS)
+    expected = metrics[metrics["dataset"] == "big"].set_index("score")["auroc"]
+    found = pd.read_csv(tmp_path / "seeds.csv").query("seed == 0").set_index("score")["auroc"]
+    for score, auroc in found.items():
+        assert auroc == pytest.approx(expected[score], abs=1e-6), score

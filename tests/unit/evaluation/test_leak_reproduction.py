@@ -75,10 +75,15 @@ def test_a_text_with_both_labels_is_left_out() -> None:
 
 
 def test_texts_that_come_in_no_pairs_are_refused_with_the_remedy() -> None:
-    with pytest.raises(UserError, match=r"made: 0 pairs .*group_column"):
+    with pytest.raises(UserError, match=r"made: 0 pairs .*group_column.*leave this one out"):
         leak.reproduce(
             questions(40, 2).assign(group=[f"g{row}" for row in range(120)]), "made", 4, 0, seeds=1
         )
+
+
+def test_too_few_questions_for_the_inner_folds_are_refused_in_words() -> None:
+    with pytest.raises(UserError, match=r"made: 5 of 30 texts are true.* 7 groups are needed"):
+        leak.reproduce(questions(5, 5), "made", folds=2, seed=0, seeds=1)
 
 
 def test_the_figure_is_drawn_in_every_format(tmp_path: Path) -> None:

@@ -129,6 +129,10 @@ def test_finished_runs_are_compared_from_the_command_line(
         (["{0}", "{0}"], "given twice"),
         (["{0}", "nowhere"], "nowhere"),
         (["{0}", "{1}", "--draws", "9"], "--draws: expected at least 100, found 9"),
+        (["{0}", "{1}", "--seed", "-1"], "--seed: expected 0 or more, found -1"),
+        (["{0}", "{1}", "--out", "{0}/evaluation"], "whose results would be overwritten"),
+        (["{0}", "{1}", "--out", "{0}/evaluation/metrics.csv"], "whose results would be"),
+        (["{0}", "{1}", "--out", "/dev/null"], "--out: /dev/null cannot be written (Not a"),
     ],
 )
 def test_a_wrong_comparison_is_one_line(

@@ -1,6 +1,8 @@
 import csv
 import math
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,20 @@ def test_every_byte_of_the_folder_is_of_one_kind(run: Path) -> None:
         path.stat().st_size for path in everything
     )
     assert sum(each.files for each in found.values()) == len(everything)
+
+
+def test_a_file_that_another_job_removes_meanwhile_does_not_count(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = costs.of_disk(run)
+    walk = os.walk
+
+    def late(home: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for folder, inside, names in walk(home):
+            yield folder, inside, [*names, "checkpoint.partial"]
+
+    monkeypatch.setattr(os, "walk", late)
+    assert costs.of_disk(run) == before
 
 
 def test_the_script_writes_tables_and_a_page_with_the_budget(run: Path) -> None:

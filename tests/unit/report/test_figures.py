@@ -179,12 +179,19 @@ def test_tables_without_rows_give_empty_panels(run: figures.FigureInputs, tmp_pa
     assert (tmp_path / "calibration.svg").exists()
 
 
-def test_one_layer_has_no_links_and_still_a_figure(
+def test_one_layer_has_no_links_and_still_figures(
     run: figures.FigureInputs, tmp_path: Path
 ) -> None:
+    table = run.track_metrics["cities", "default"].copy()
+    table.attrs = {"layers": [10], "links": [0], "rows": 5, "track_lengths": [9]}
     figures.draw(
-        run._replace(quality={10: run.quality[10]}, neighbours={}, track_metrics={}, firings=None),
-        [tmp_path / "links.png", tmp_path / "sae_quality.png"],
+        run._replace(
+            quality={10: run.quality[10]},
+            neighbours={},
+            track_metrics={("cities", "default"): table},
+            firings=None,
+        ),
+        [tmp_path / f"{name}.png" for name in ("links", "sae_quality", "tracks")],
     )
     assert (tmp_path / "links.png").exists()
 

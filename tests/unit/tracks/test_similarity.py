@@ -118,7 +118,9 @@ def test_index_aligned_links_hold_where_the_directions_still_agree() -> None:
 
 def test_index_aligned_links_need_dictionaries_of_equal_size() -> None:
     both = DecoderCosine(torch.randn(20, 8), torch.randn(30, 8), [0])
-    with pytest.raises(UserError, match=r"tracking\.links: identity .* 20 and 30 features"):
+    with pytest.raises(
+        UserError, match=r"tracking\.links: identity .* 20 and 30 features.*tuning\.links"
+    ):
         index_aligned(compare_by(both, 4, 0.99), both)
 
 

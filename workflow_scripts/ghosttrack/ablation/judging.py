@@ -205,7 +205,10 @@ def choose(tables: ArmTables) -> TunedScores:
         best = max(inner, key=lambda name: (inner[name], name == BASELINE))
         parts.append(scores[best][key])
         choices.append((*key, best, inner[best], inner[BASELINE]))
-    order = next(iter(tables.scores.values()))[["dataset", "id", "detector"]]
+    first = next(iter(tables.scores.values()))
+    if not parts:  # no data set has folds
+        return TunedScores(first.iloc[:0], pd.DataFrame(columns=list(CHOICES)))
+    order = first[["dataset", "id", "detector"]]
     order = order[order["detector"].isin(thorough)]
     joined = order.merge(
         pd.concat(parts), on=["dataset", "id", "detector"], how="left", validate="one_to_one"

@@ -6,6 +6,7 @@ a description of every file in it, which archives of research data read.
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -48,7 +49,9 @@ def archive(run: Path, out: Path, words: Sequence[str], *, weights: bool = False
         raise UserError(f"--out: {out} is no .zip file in an existing folder; name such a file")
     # In quotation marks where Snakemake would read a number.
     name = home.name if home.name == read_value(home.name) else f'"{home.name}"'
-    house, given = home.parents[1], [*words, f"model={name}"]
+    # The folder says which model it is: Snakemake refuses a key that occurs twice.
+    others = [word for word in words if word.partition("=")[0] != "model"]
+    house, given = home.parents[1], [*others, f"model={name}"]
     config = read_config(house / "config" / "config.yaml", given)
     (settings,) = load(config, HOME / "config").values()
     datasets = datasets_of(settings)
@@ -112,7 +115,9 @@ def _dry_run(house: Path, given: Sequence[str]) -> "subprocess.CompletedProcess[
 
 
 def _command(given: Sequence[str]) -> str:
-    return f'make run ARGS="--config {shlex.join(given)}"'
+    """The command of the run; quotation marks in ARGS are those of the shell that make calls."""
+    words = re.sub(r'(["`\\])', r"\\\1", shlex.join(given)).replace("$", r"\$\$")
+    return f'make run ARGS="--config {words}"'
 
 
 def main(arguments: list[str]) -> int:

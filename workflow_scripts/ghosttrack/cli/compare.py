@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from ghosttrack.cli import output_folder
 from ghosttrack.errors import UserError
 from ghosttrack.planning.configuration import load_dataset
 
@@ -69,6 +70,8 @@ def main(arguments: list[str]) -> int:
             raise UserError("give at least two runs")
         if chosen.draws < 100:
             raise UserError(f"--draws: expected at least 100, found {chosen.draws}")
+        if chosen.seed < 0:
+            raise UserError(f"--seed: expected 0 or more, found {chosen.seed}")
         from ghosttrack.report import comparison
         from ghosttrack.settings import EvaluationSettings
 
@@ -78,13 +81,16 @@ def main(arguments: list[str]) -> int:
                     f"{path} is not there: give the folder of a finished run, such as "
                     "results/smollm2-135m"
                 )
+        output_folder.require_free(chosen.out, chosen.run)
         runs = {name: comparison.read(path) for name, path in names_of(chosen.run).items()}
         datasets = dict.fromkeys(name for run in runs.values() for name in run.metrics["dataset"])
         settings = EvaluationSettings(bootstrap=chosen.draws)
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        comparison.write(
-            runs, chosen.out, controls_among(datasets, chosen.run), settings, chosen.seed
-        )
+        controls = controls_among(datasets, chosen.run)
+        try:
+            chosen.out.mkdir(parents=True, exist_ok=True)
+            comparison.write(runs, chosen.out, controls, settings, chosen.seed)
+        except OSError as error:
+            raise output_folder.not_writable(chosen.out, error) from error
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

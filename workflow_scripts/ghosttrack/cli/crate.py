@@ -308,7 +308,7 @@ class _Archive:
             if not known:
                 self.unknown.append(name)
                 yield self._context(
-                    f"#{quote(name)}",
+                    f"#dataset-{quote(name)}",
                     "CreativeWork",
                     name=name,
                     description=f"A data set that does not ship with the workflow: {settings.source}",

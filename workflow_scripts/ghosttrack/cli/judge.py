@@ -1,16 +1,14 @@
 """`python -m ghosttrack.cli.judge RUN TABLE [TABLE ...]`: judge scores by the controls of a run."""
 
 import argparse
-import errno
 import json
-import os
 import re
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ghosttrack.cli import output_folder
 from ghosttrack.errors import UserError
 from ghosttrack.settings import EvaluationSettings, names
 
@@ -89,7 +87,7 @@ def judge(
     from ghosttrack.runtime.run_paths import RunPaths
 
     chosen, paths = settings_of(run), RunPaths(run)
-    _require_folder(run, out)
+    output_folder.require_free(out, [run])
     # The metrics are not read, but their record gives the settings.
     source = paths.detection / "scores.parquet"
     records.check_run(run, [source, paths.evaluation / "metrics.csv"])
@@ -134,43 +132,8 @@ def judge(
         with files.atomic_write(out / "judged.html") as stream:
             stream.write(judged_page.render(run.resolve().name, found, judged.ledger, pools))
     except OSError as error:
-        raise _not_writable(out, error) from error
+        raise output_folder.not_writable(out, error) from error
     return "\n".join([external.as_text(found.rows), "", *found.notes, external.OUTSIDE])
-
-
-def _require_folder(run: Path, out: Path) -> None:
-    """Check that `out` can be written and holds no results of this or another run.
-
-    Raises:
-        UserError: it is in a run but not below the run's folder `judged`, or cannot be written.
-    """
-    place = out.resolve()
-    for inside in (run.resolve(), place, *place.parents):
-        judged = inside / "judged"
-        if inside != run.resolve() and not (inside / "records" / "model_check.json.json").exists():
-            continue
-        if place == judged or (place.is_relative_to(inside) and not place.is_relative_to(judged)):
-            raise UserError(
-                f"--out: {out} is a folder of the run {inside.name}, whose results would be "
-                f"overwritten; expected a folder outside any run, or below {run / 'judged'}"
-            )
-    there = next(folder for folder in (place, *place.parents) if folder.exists())
-    try:
-        if not there.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
-        # No folder is made before the table is read, so that a refused table leaves nothing.
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise _not_writable(out, error) from None
-
-
-def _not_writable(out: Path, error: OSError) -> UserError:
-    reason = error.strerror or str(error)
-    return UserError(
-        f"--out: {out} cannot be written ({reason}: {error.filename or out}); name a folder in "
-        "which you may write"
-    )
 
 
 def entry_of(path: Path) -> str:

@@ -108,17 +108,11 @@ def train_dataset(
     labels, fold = (first[column].to_numpy(dtype=np.int64) for column in ("label", "fold"))
     cv_groups, reason = first["group"].to_numpy(dtype=object), str(first["reason"].iloc[0])
     evaluated = examples.iloc[rows].reset_index(drop=True).assign(dataset=dataset, group=cv_groups)
-    if samples is not None:
-        agreement_scores = agreement.measure(samples.table, list(examples["id"]), str(samples.path))
-        outputs = outputs.assign(
-            **{name: agreement_scores[name].to_numpy() for name in agreement_scores}
-        )
+    outputs = with_other_passes(dataset, examples, outputs, samples, without_context)
     if closed_book is not None:
         agrees = np.array(remarks.agreement(examples), dtype=np.bool_)
         support = remark_support(outputs, agrees, remarks.strata(examples))
         outputs = outputs.assign(**{REMARK_SUPPORT: support})
-    if without_context is not None:
-        outputs = outputs.assign(**context_support(outputs, without_context, dataset))
     untrained = [name for name in controls.UNTRAINED if controls.is_measured(name, outputs)]
     scores = {name: controls.untrained(name, outputs.iloc[rows]) for name in untrained}
     reasons = {name: controls.missing(name, outputs.iloc[rows]) for name in untrained}
@@ -157,6 +151,30 @@ def train_dataset(
         pd.DataFrame(choices, columns=list(Choice._fields)).assign(dataset=dataset),
         pd.DataFrame(weights, columns=list(Weight._fields)).assign(dataset=dataset),
     )
+
+
+def with_other_passes(
+    dataset: str,
+    examples: pd.DataFrame,
+    outputs: pd.DataFrame,
+    samples: DrawnAnswers | None,
+    without_context: pd.DataFrame | None,
+) -> pd.DataFrame:
+    """outputs.parquet with the columns that come from other passes of the model over the texts.
+
+    These are the agreement of sampled answers, and how much its context supports an answer.
+
+    Raises:
+        UserError: the tables are from different examples.
+    """
+    if samples is not None:
+        agreement_scores = agreement.measure(samples.table, list(examples["id"]), str(samples.path))
+        outputs = outputs.assign(
+            **{name: agreement_scores[name].to_numpy() for name in agreement_scores}
+        )
+    if without_context is not None:
+        outputs = outputs.assign(**context_support(outputs, without_context, dataset))
+    return outputs
 
 
 def _of_remarks(

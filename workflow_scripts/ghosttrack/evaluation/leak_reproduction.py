@@ -38,6 +38,8 @@ COLUMNS = (
 NOISE_COLUMNS = 26
 TRAIN_SHARE, TEST_SHARE = 0.7, 0.15
 TREES = 100
+# Folds that choose the strength of the text model.
+INNER_FOLDS = 3
 # Number of seeds of the random numbers and of the split.
 SEEDS = 3
 # Minimum number of pairs.
@@ -79,12 +81,12 @@ def reproduce(
     cv_groups = splits.make_cv_groups(
         [str(group) for group in texts["group"]], [str(text) for text in texts["text"]]
     )
-    if reason := splits.infeasible_reason(labels, cv_groups, folds):
+    if reason := splits.infeasible_reason(labels, cv_groups, folds, INNER_FOLDS):
         raise UserError(f"{dataset}: {reason}: use a larger data set, or lower detection.folds")
     rows: list[dict[str, Any]] = []
     for number in range(seed, seed + seeds):
         noise = np.random.default_rng([number, 26]).standard_normal((len(texts), NOISE_COLUMNS))
-        fold = splits.assign_folds(labels, cv_groups, folds, number)
+        fold = splits.assign_folds(labels, cv_groups, folds, number, least=INNER_FOLDS)
         grouped = [
             TrainTestSplit(np.flatnonzero(fold != held), np.flatnonzero(fold == held))
             for held in range(folds)
@@ -119,7 +121,8 @@ def pair_up(texts: pd.DataFrame, dataset: str) -> NDArray[np.int64]:
         raise UserError(
             f"{dataset}: {len(pairs)} pairs of a true and a false text of one group, expected at "
             f"least {LEAST_PAIRS}: name the group_column (or question_column) that joins the true "
-            "and the false answers to a question"
+            "and the false answers to a question, use a larger data set, or leave this one out of "
+            "datasets"
         )
     return np.array(pairs, dtype=np.int64)
 
@@ -152,7 +155,9 @@ def _score(
     # The inner folds that choose the strength are split in the same way as the outer ones.
     repeated = len(set(part.train)) < len(part.train)
     names = np.arange(len(part.train)) if repeated else texts["group"].iloc[part.train]
-    inner = splits.assign_folds(labels[part.train], np.asarray(names, dtype=object), 3, seed)
+    inner = splits.assign_folds(
+        labels[part.train], np.asarray(names, dtype=object), INNER_FOLDS, seed
+    )
     fit = controls.fit_text(
         controls.visible_text(texts), labels, OuterFold(0, part.train, part.test, inner)
     )

@@ -75,7 +75,8 @@ def draw(table: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(arms)), [arm.replace("_", " ") for arm in arms])
     axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.set(xlabel="AUROC minus that of the baseline")
-    figure.legend(loc="outside upper left", ncols=4)
+    if detectors:
+        figure.legend(loc="outside upper left", ncols=4)
     return figure
 
 

@@ -203,8 +203,12 @@ def of_disk(home: Path) -> list[DiskUse]:
     for folder, _, names in os.walk(home):
         inside = Path(folder).relative_to(home).parts
         for name in names:
+            try:
+                size = (Path(folder) / name).lstat().st_size
+            except FileNotFoundError:  # another job of the run, such as a sweep, removed it
+                continue
             counted = total[kind_of.get((*inside, name)[0], "other")]
-            counted[0] += (Path(folder) / name).lstat().st_size
+            counted[0] += size
             counted[1] += 1
     return [DiskUse(kind, *counted) for kind, counted in total.items() if counted[1]]
 

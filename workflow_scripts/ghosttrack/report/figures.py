@@ -472,7 +472,7 @@ def links(inputs: FigureInputs) -> Figure:
             mfc="none",
         )
     right.set(xlabel="layers", ylabel="links per token")
-    if right.lines:
+    if pairs and right.lines:
         right.set_ylim(-0.03 * right.dataLim.y1, 1.08 * max(right.dataLim.y1, 1.0))
     for panel in (axes, right):
         panel.set_xticks(at, [f"{pair.lower} to {pair.upper}" for pair in pairs])

@@ -126,7 +126,8 @@ def index_aligned(comparison: LayerComparison, similarity: Similarity) -> LayerC
     if d_lower != d_upper:
         raise UserError(
             f"tracking.links: identity needs dictionaries of equal size, found {d_lower} and "
-            f"{d_upper} features: delete the SAEs and run again, or set tracking.links to cosine"
+            f"{d_upper} features: use SAEs of one size (sae.source), set tracking.links to cosine, "
+            "or leave identity out of tuning.links"
         )
     index = np.arange(d_lower, dtype=np.int32)[:, None]
     real, permuted = (_diagonal(similarity, draw)[:, None] for draw in (0, 1))
