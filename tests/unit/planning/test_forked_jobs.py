@@ -239,21 +239,23 @@ def test_which_server_a_script_is_forked_from() -> None:
     expected = {
         forked_jobs.TORCH: ("train_sae", "find_neighbours", "measure_answers"),
         forked_jobs.MODEL: ("check_model", "extract_examples", "save_detector"),
-        (): ("fetch_dataset", "write_report", "train_detectors", "of_another_workflow"),
+        forked_jobs.ANALYSIS: ("audit_dataset", "train_detectors"),
+        (): ("fetch_dataset", "write_report", "of_another_workflow"),
     }
     for modules, rules in expected.items():
         for rule in rules:
             assert forked_jobs.modules_of(f".snakemake/scripts/tmp12.{rule}.py") == modules
 
 
-def test_the_modules_start_no_thread() -> None:
+@pytest.mark.parametrize("modules", [forked_jobs.MODEL, forked_jobs.ANALYSIS])
+def test_the_modules_start_no_thread(modules: tuple[str, ...]) -> None:
     code = (
         "import importlib, os, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
         "assert len(os.listdir('/proc/self/task')) == 1"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     assert set(forked_jobs.TORCH) < set(forked_jobs.MODEL)
-    subprocess.run([sys.executable, "-c", code, *forked_jobs.MODEL], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", code, *modules], env=environment, check=True)
 
 
 def _read(path: Path) -> list[int]:

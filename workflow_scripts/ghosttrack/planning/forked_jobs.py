@@ -1,4 +1,4 @@
-"""Jobs on this machine are forked from processes that have imported torch and transformers.
+"""Jobs on this machine are forked from processes that have imported large libraries.
 
 Snakemake starts a new Python for every job. In a run with many small jobs the imports are a quarter
 of all CPU time. See `runtime/fork_server.py`.
@@ -22,8 +22,8 @@ from ghosttrack.settings import code_digest
 
 # Jobs that start as usual before a server starts: a rerun of one or two jobs does not pay for it.
 STARTED_AS_USUAL = 2
-# What jobs with torch import, and jobs that load a language model. Each has a server, because what
-# a job has imported counts as its memory.
+# What jobs with torch import, jobs that load a language model, and the jobs of ANALYSED. Each has a
+# server, because what a job has imported counts as its memory.
 TORCH: tuple[str, ...] = (
     "torch",
     "scipy.sparse",
@@ -40,6 +40,17 @@ MODEL: tuple[str, ...] = (
     "scipy.stats",
     "zarr",
 )
+ANALYSIS: tuple[str, ...] = (
+    "pandas",
+    "pyarrow.parquet",
+    "pydantic",
+    "sklearn.ensemble",
+    "sklearn.linear_model",
+    "snakemake.iocontainers",
+    "snakemake.logging",
+)
+# Rules with a job per data set that import scikit-learn in their functions.
+ANALYSED = ("audit_dataset", "train_detectors")
 # Variables by which Snakemake limits the threads of a job; libraries read them when imported.
 _THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "VECLIB", "NUMEXPR")
 
@@ -47,8 +58,8 @@ _THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "VECLIB", "NUMEXPR")
 def install(workflow: Any) -> None:
     """Let the jobs that this Snakemake runs itself be forked, where that is the same as a start.
 
-    A job starts as usual if its script does not import torch at its start, if it has more than one
-    thread or an environment of its own, on a machine with a GPU (a driver does not survive a fork),
+    A job starts as usual if its script does not import torch at its start and its rule is not in
+    ANALYSED, if it has more than one thread or an environment of its own, on a machine with a GPU (a driver does not survive a fork),
     and on other systems than Linux. A Snakemake that runs one job, as in a Slurm job, forks none.
     """
     from snakemake.script import PythonScript
@@ -60,7 +71,7 @@ def install(workflow: Any) -> None:
         or hasattr(PythonScript, "_as_usual")
     ):
         return
-    servers = {modules: Server(modules) for modules in (TORCH, MODEL)}
+    servers = {modules: Server(modules) for modules in (TORCH, MODEL, ANALYSIS)}
 
     def execute(script: Any, command: str, **details: Any) -> Any:
         path = str(details.get("fname", ""))
@@ -181,6 +192,8 @@ def _start(
 def modules_of(script: str) -> tuple[str, ...]:
     """Modules of the server for a script of a rule of this workflow; empty: it starts as usual."""
     rule = Path(script).name.split(".")[-2]
+    if rule in ANALYSED:
+        return ANALYSIS
     try:
         if not code_digest.imports_at_start(rule, "torch"):
             return ()

@@ -1,7 +1,7 @@
 """`python -m ghosttrack.runtime.fork_server SOCKET MODULE ...`: a process that jobs are forked from.
 
-Importing torch and transformers costs 5 to 10 CPU seconds, more than most jobs on small data. This
-process imports the modules once; each job is a fork of it and finds them imported. The client is
+Importing torch and transformers costs 5 to 10 CPU seconds, scikit-learn and pandas 2: most jobs on
+small data take less. This process imports the modules once; each job is a fork of it and finds them imported. The client is
 `planning/forked_jobs.py`, which sends a connection per job over the socket with the given file
 descriptor. Over the connection go one line of JSON with the job, then from here the process id of
 the job, and its exit code when it ends. The server ends with its client; running jobs continue.

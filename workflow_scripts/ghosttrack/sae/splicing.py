@@ -179,10 +179,11 @@ def losses(model: Any, finals: Sequence[Tensor], targets: Tensor) -> list[Tensor
         target = targets[at : at + step].to(blocks[0].device)
         for row in range(0, len(target), ROWS):
             expected = blocks[0][row : row + ROWS].log_softmax(1)
-            for block, found in zip(blocks, parts, strict=True):
-                predicted = block[row : row + ROWS].log_softmax(1)
+            probability = expected.exp()
+            for index, (block, found) in enumerate(zip(blocks, parts, strict=True)):
+                predicted = block[row : row + ROWS].log_softmax(1) if index else expected
                 ce = -predicted.gather(1, target[row : row + ROWS].unsqueeze(1)).squeeze(1)
-                kl = (expected.exp() * (expected - predicted)).sum(1)
+                kl = (probability * (expected - predicted)).sum(1) if index else torch.zeros_like(ce)
                 found.append(torch.stack([ce, kl]).cpu().to(torch.float64))
     return [torch.cat(found, dim=1) for found in parts]
 
