@@ -253,7 +253,8 @@ def test_the_modules_start_no_thread(modules: tuple[str, ...]) -> None:
         "import importlib, os, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
         "assert len(os.listdir('/proc/self/task')) == 1"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, **threads, **forked_jobs.NO_THREADS}
     assert set(forked_jobs.TORCH) < set(forked_jobs.MODEL)
     subprocess.run([sys.executable, "-c", code, *modules], env=environment, check=True)
 

@@ -49,6 +49,8 @@ ANALYSIS: tuple[str, ...] = (
     "snakemake.iocontainers",
     "snakemake.logging",
 )
+# pyarrow, which pandas imports, has a memory allocator with a thread of its own.
+NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 # Rules with a job per data set that import scikit-learn in their functions.
 ANALYSED = ("audit_dataset", "train_detectors")
 # Variables by which Snakemake limits the threads of a job; libraries read them when imported.
@@ -184,7 +186,7 @@ def _start(
             ],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            env=environment,
+            env=environment | NO_THREADS,
         )
     return ours, server
 

@@ -183,7 +183,9 @@ def losses(model: Any, finals: Sequence[Tensor], targets: Tensor) -> list[Tensor
             for index, (block, found) in enumerate(zip(blocks, parts, strict=True)):
                 predicted = block[row : row + ROWS].log_softmax(1) if index else expected
                 ce = -predicted.gather(1, target[row : row + ROWS].unsqueeze(1)).squeeze(1)
-                kl = (probability * (expected - predicted)).sum(1) if index else torch.zeros_like(ce)
+                kl = (
+                    (probability * (expected - predicted)).sum(1) if index else torch.zeros_like(ce)
+                )
                 found.append(torch.stack([ce, kl]).cpu().to(torch.float64))
     return [torch.cat(found, dim=1) for found in parts]
 
