@@ -1,4 +1,4 @@
-"""Scores, claims, SAE quality and cost of a finished run, from its own tables.
+"""Scores, claims, SAE quality, cost and time of a finished run, from its own tables.
 
 PYTHONPATH=workflow_scripts python benchmarks/default_run.py results/smollm2-135m
 """
@@ -28,7 +28,7 @@ COSTS = ("step", "jobs", "CPU s of its jobs", "wall s of its jobs", "peak MB")
 
 
 def main(run: Path) -> None:
-    """Print four tables."""
+    """Print five tables."""
     metrics = pd.read_csv(run / "evaluation" / "metrics.csv")
     ledger = pd.read_csv(run / "evaluation" / "ledger.csv")
     for dataset in ("all_given", "generated"):
@@ -43,6 +43,14 @@ def main(run: Path) -> None:
     rows = [[name, *(float(each[key]) for key in QUALITY)] for name, each in qualities.items()]
     show(str(run), ["SAE", *QUALITY.values()], rows, "saes")
     show_costs(run)
+    show(str(run), ("minutes",), [[minutes(run)]], "time")
+
+
+def minutes(run: Path) -> float:
+    """Minutes from the start of the first job to the end of the last; pauses count."""
+    ends = {path: path.stat().st_mtime for path in (run / "benchmarks").rglob("*.tsv")}
+    starts = [end - float(pd.read_csv(path, sep="\t")["s"].max()) for path, end in ends.items()]
+    return (max(ends.values()) - min(starts)) / 60
 
 
 def show_costs(run: Path, table: str = "cost") -> None:

@@ -199,9 +199,9 @@ PARTS = (
     ),
     Part(
         "default_run",
-        "Scores, claims, SAE quality and cost of the default run, from its own tables.",
+        "Scores, claims, SAE quality, cost and time of the default run, from its own tables.",
         ("default_run.py", RUN),
-        ("default_run.scores", "default_run.claims", "default_run.saes", "default_run.cost"),
+        tuple(f"default_run.{name}" for name in ("scores", "claims", "saes", "cost", "time")),
         0.1,
         ("run",),
     ),
