@@ -239,7 +239,11 @@ def test_an_unfinished_run_is_refused_with_what_is_missing_and_what_to_run(
     (home / name).unlink()
     said = refusal(home, capsys, "--config", "seed=0")
     job = "write_report" if name == "report.html" else "evaluate_sae layer_01"
-    assert re.search(rf"not finished, 1 of \d+ jobs have no outputs \({job}\); first run: ", said)
+    assert re.search(
+        rf"not finished, 1 of \d+ jobs have no outputs \({job}\); "
+        "give the --config values of the run, or first run: ",
+        said,
+    )
     assert f'make run ARGS="--config seed=0 model={MODEL}"' in said
     assert not home.with_name(f"{MODEL}.crate.zip").exists()
 

@@ -85,7 +85,8 @@ def require_finished(
         more = ", ..." if len(missing) > SHOWN_JOBS else ""
         raise UserError(
             f"results/{home.name}: the run is not finished, {len(missing)} of {len(jobs)} jobs have "
-            f"no outputs ({', '.join(missing[:SHOWN_JOBS])}{more}); first run: {_command(given)}"
+            f"no outputs ({', '.join(missing[:SHOWN_JOBS])}{more}); give the --config values of the "
+            f"run, or first run: {_command(given)}"
         )
 
 

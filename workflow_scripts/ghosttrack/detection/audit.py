@@ -178,7 +178,7 @@ def _checks(
     if below:
         large.append(
             f"an AUROC of {low_score:.3f} is far below chance: texts with the same content and "
-            "the other label are in another fold"
+            "the other label are in another fold, so give them one group (group_column)"
         )
     add("below_chance", int(below), NOT_RUN if reason else LEAK if below else PASS)
     leaks = [row["check"] for row in rows if row["verdict"] == LEAK]

@@ -108,7 +108,7 @@ def left_out(part: NDArray[np.object_]) -> list[TransferTraining]:
         raise UserError(
             f"transfer: the data sets hold {len(names)} groups of relations that share no relation "
             f"and no group, expected at least {LEAST_PARTS}: add data sets of other relations to "
-            "datasets"
+            "datasets (the texts of all files with source: file count as one relation)"
         )
     return [
         TransferTraining(f"without {name}", np.where(code != number, code, -1).astype(np.int64))
