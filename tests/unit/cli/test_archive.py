@@ -4,8 +4,8 @@ import csv
 import hashlib
 import io
 import json
-import re
 import os
+import re
 import subprocess
 import zipfile
 from collections.abc import Mapping
