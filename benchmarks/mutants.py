@@ -40,10 +40,12 @@ TESTS = {
     "activations/writer.py": [
         "activations/test_store.py",
         "activations/test_writer.py",
+        "activations/test_int8s.py",
         "activations/test_damage.py",
     ],
     "activations/reader.py": [
         "activations/test_reader.py",
+        "activations/test_int8s.py",
         "activations/test_store.py",
         "activations/test_damage.py",
     ],

@@ -208,3 +208,15 @@ def test_groups_are_joined_through_chains_of_shared_texts_in_any_order() -> None
         order = np.random.default_rng(seed).permutation(len(groups))
         found = splits.make_cv_groups(list(groups[order]), list(texts[order]))
         assert found.tolist() == ["f" if group == "f" else "a" for group in groups[order]]
+
+
+def test_the_fewest_groups_of_a_class_outside_a_fold() -> None:
+    # Groups 0 to 3 are of class 0, groups 4 and 5 of class 1; group 1 has two rows.
+    labels = np.array([0, 0, 0, 0, 0, 1, 1])
+    code = np.array([0, 1, 1, 2, 3, 4, 5])
+    fold = np.array([0, 0, 0, 1, 1, 0, 1])
+    assert splits._fewest_left(labels, code, fold, 2) == 1  # class 1, either fold
+    one_sided = np.array([0, 0, 0, 0, 1, 0, 1])
+    assert splits._fewest_left(labels[:5], code[:5], one_sided[:5], 2) == 1  # outside fold 0
+    assert splits._fewest_left(labels, code, np.zeros(7, dtype=np.int64), 2) == 0
+    assert splits._fewest_left(labels, code, np.arange(7), 7) == 1
