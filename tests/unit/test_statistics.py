@@ -257,3 +257,17 @@ def test_leaving_out_the_likeliest_hallucinations_has_its_known_worth() -> None:
 def test_selective_measures_need_both_classes_and_finite_scores() -> None:
     assert np.isnan(statistics.selective(np.ones(3, dtype=int), np.arange(3.0))).all()
     assert np.isnan(statistics.selective(np.array([0, 1]), np.array([np.nan, 1.0]))).all()
+
+
+@pytest.mark.parametrize("block", [1, 60, 8_000_000])
+def test_auroc_of_resamples_does_not_depend_on_the_block(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    code = np.arange(40) // 4
+    labels, scores = rng.integers(0, 2, 40), rng.standard_normal(40)
+    counts = rng.multinomial(10, np.full(10, 0.1), size=7)
+    expected = statistics.weighted_auroc(labels, scores, counts[:, code])
+    monkeypatch.setattr(statistics, "_BLOCK", block)
+    found = statistics.resampled_auroc(labels, scores, code, counts)
+    np.testing.assert_array_equal(found, expected)

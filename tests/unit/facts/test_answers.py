@@ -414,6 +414,8 @@ def test_every_form_of_a_number_matches_every_other(forms: tuple[str, ...]) -> N
         ("10", "Malcolm X"),
         ("World War II", "WWIII"),
         ("a percent", "1"),
+        ("2b", "2b percent"),
+        ("\u30cf\u309a", "\u30cf"),
     ],
 )
 def test_other_numbers_do_not_match(answer: str, gold: str) -> None:
