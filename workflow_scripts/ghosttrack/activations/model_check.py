@@ -512,19 +512,21 @@ def _batched(model: Any, text: Ids, tokens: int, first: Reference) -> tuple[floa
 
 
 def _packed(model: Any, text: Ids, tokens: int, prefix_tokens: int = 0) -> tuple[float, float]:
-    """A packed sequence of `tokens` tokens: two short texts with the same prompt and a long one."""
-    reader = PackedReader(model, tokens)
+    """A packed sequence of `tokens` tokens, and a short one of texts that share no token."""
     prefix = text[: min(prefix_tokens, tokens // 4)]
     texts = _texts(text, prefix, tokens)
+    apart = [one._replace(answer=np.arange(len(one.ids))) for one in texts[:2]]
     differences = []
-    for pack in reader.packs(texts, range(len(texts)), tokens):
-        with captured(models.blocks(model), stop=False) as outputs:
-            final = reader.final(pack)
-        for number, places in zip(pack.numbers, pack.places, strict=True):
-            rows = torch.from_numpy(places)  # on the CPU: outputs may be on several GPUs
-            reference = _read(model, np.concatenate([prefix, texts[number].ids]))
-            fast = [output[0, rows] for output in outputs]
-            differences.append(_compare(reference, fast, _logprobs(model, final[rows])))
+    for chosen, share in ((texts, True), (apart, False)):
+        reader = PackedReader(model, tokens, share_answers=share)
+        for pack in reader.packs(chosen, range(len(chosen)), tokens):
+            with captured(models.blocks(model), stop=False) as outputs:
+                final = reader.final(pack)
+            for number, places in zip(pack.numbers, pack.places, strict=True):
+                rows = torch.from_numpy(places)  # on the CPU: outputs may be on several GPUs
+                reference = _read(model, np.concatenate([prefix, chosen[number].ids]))
+                fast = [output[0, rows] for output in outputs]
+                differences.append(_compare(reference, fast, _logprobs(model, final[rows])))
     return _largest(differences)
 
 
