@@ -115,7 +115,7 @@ def rows(
     table.sort(key=lambda row: -float(row[4]))
     every, less, cpu = (sum(float(row[column]) for row in table) for column in (4, 5, 6))
     count = sum(int(row[1]) for row in table)
-    table.append(["the servers", 2, "", server, "", server, "", "", ""])
+    table.append(["the servers", 3, "", server, "", server, "", "", ""])
     share = f"{100 * every / cpu:.0f} %" if cpu else "-"
     return [*table, ["together", count, "", "", every, less + server, cpu, share, ""]]
 
@@ -135,7 +135,8 @@ def main() -> None:
     starts = {rule: start(scripts()[rule], given.repeats) for rule in wanted}
     forked_jobs.STARTED_AS_USUAL = 0
     servers = {
-        modules: forked_jobs.Server(modules) for modules in (forked_jobs.TORCH, forked_jobs.MODEL)
+        modules: forked_jobs.Server(modules)
+        for modules in (forked_jobs.TORCH, forked_jobs.MODEL, forked_jobs.ANALYSIS)
     }
     forks = {
         rule: start(scripts()[rule], given.repeats, servers[modules])
