@@ -61,8 +61,9 @@ def install(workflow: Any) -> None:
     """Let the jobs that this Snakemake runs itself be forked, where that is the same as a start.
 
     A job starts as usual if its script does not import torch at its start and its rule is not in
-    ANALYSED, if it has more than one thread or an environment of its own, on a machine with a GPU (a driver does not survive a fork),
-    and on other systems than Linux. A Snakemake that runs one job, as in a Slurm job, forks none.
+    ANALYSED, if it has more than one thread or an environment of its own, on a machine with a GPU
+    (a driver does not survive a fork), and on other systems than Linux. A Snakemake that runs one
+    job, as in a Slurm job, forks none.
     """
     from snakemake.script import PythonScript
 
