@@ -1,6 +1,8 @@
 """Tokens per CPU second of `score`, and of the bare forward pass on the same texts.
 
-Some of the texts are also scored alone: the batch in which a text is read changes rounding.
+Texts are scored as whole statements, and with a marked answer, for which they are read twice: alone,
+and behind true statements. Some of the texts are also scored alone: the batch in which a text is
+read changes rounding.
 
 PYTHONPATH=workflow_scripts python benchmarks/scoring.py results/smollm2-135m
 """
@@ -24,12 +26,11 @@ def main(run: Path, texts: int, repeats: int, alone: int) -> None:
     given = pd.concat(tables).query("mode == 'given'").sample(texts, random_state=0)
     detector = Detector.load(run)
     scorer = detector._scorer
-    texts_to_score = [Text(row.text, row.answer) for row in given.itertuples()]
+    answers = [Text(row.text, row.answer) for row in given.itertuples()]
+    statements = [Text(row.text) for row in given.itertuples()]
     # The bare pass gets all texts sorted by length, which minimises padding.
     ids = sorted(
-        scorer.tokenizer([each.text for each in texts_to_score], add_special_tokens=False)[
-            "input_ids"
-        ],
+        scorer.tokenizer([each.text for each in statements], add_special_tokens=False)["input_ids"],
         key=len,
     )
     tokens = sum(map(len, ids))
@@ -40,15 +41,20 @@ def main(run: Path, texts: int, repeats: int, alone: int) -> None:
             for batch, mask in batches:
                 scorer._model(input_ids=batch, attention_mask=mask, use_cache=False)
 
-    costs_of: dict[str, list[Cost]] = {"bare forward pass": [], "score": []}
+    cases = {
+        "bare forward pass": bare,
+        "score, whole statements": lambda: detector.score(statements),
+        "score, marked answers": lambda: detector.score(answers),
+    }
+    costs_of: dict[str, list[Cost]] = {name: [] for name in cases}
     for _ in range(repeats):
-        costs_of["bare forward pass"].append(cost(bare))
-        costs_of["score"].append(cost(lambda: detector.score(texts_to_score)))
+        for name, case in cases.items():
+            costs_of[name].append(cost(case))
     best = {name: least(costs) for name, costs in costs_of.items()}
-    together = detector.score(texts_to_score)[:alone]
     changes = [
         abs(detector.score([text])[0].log_odds - score.log_odds)
-        for text, score in zip(texts_to_score, together, strict=False)
+        for given_texts in (statements, answers)
+        for text, score in zip(given_texts, detector.score(given_texts)[:alone], strict=False)
     ]
     rows = [
         [name, tokens / each.cpu, tokens / each.wall, best["bare forward pass"].cpu / each.cpu]

@@ -35,16 +35,16 @@ def main(
     frame = statement_reading.by_sentence(build_kinds(seed, texts_per_kind))
     model, identity = run_model.load(weights.parent, check, inference, gpu)
     chosen = statement_reading.chosen_layers(layers)
-    read = statement_reading.read_statements(
+    reader = statement_reading.StatementReader(
         model,
         models.load_tokenizer(weights.parent),
-        frame["text"].tolist(),
         chosen,
         site=site,
         limit=models.max_context(weights.parent / "config.json"),
         batch=batch,
         packed=limits.read(check).packed,
     )
+    read, _ = reader.read(frame["text"].tolist())
     with files.atomic_write(statements, "wb") as stream:
         frame.to_parquet(stream, index=False)
     pooled_statements.write(

@@ -43,6 +43,8 @@ CONFIDENCE = 0.75
 READ_TOKENS = 256
 # Decimals of all results; rounding errors that depend on the batch are smaller.
 _DIGITS = 4
+# A sentence, and its tokens.
+_Scored = tuple[ScoredSentence, list[ScoredToken]]
 # Contributions per text, for each reason wanted, among which those of nameable features are sought.
 _CANDIDATES = 6
 
@@ -152,8 +154,8 @@ class Detector:
             if not told and any(text.context and self._is_whole(text) for text in window):
                 told = True
                 _LOG.warning(
-                    "a context does not change the verdict on a text without `answer`, only the "
-                    "scores of its words: mark the answer, or leave out the context"
+                    "a context is not read for texts without `answer`: mark the answer, or leave "
+                    "out the context"
                 )
             self._require_calibrated(window)
             for score in self._window(window, level, reasons):
@@ -177,14 +179,63 @@ class Detector:
     def _window(
         self, window: Sequence[Text], confidence: float, reasons: int
     ) -> Iterator[ScoredText]:
+        rows = [(text, span) for text in window for span in self._spans(text)]
+        opinions = self._opinions(rows, confidence)
+        whole = [self._is_whole(text) for text, _ in rows]
+        answered = iter(
+            self._answered(
+                [row for row, is_whole in zip(rows, whole, strict=True) if not is_whole],
+                [one for one, is_whole in zip(opinions, whole, strict=True) if not is_whole],
+                confidence,
+                reasons,
+            )
+        )
+        scored: dict[str, list[_Scored]] = {text.id: [] for text in window}
+        for (text, span), opinion, is_whole in zip(rows, opinions, whole, strict=True):
+            if is_whole and opinion is not None:
+                scored[text.id].append(_as_whole(span, opinion, confidence))
+            else:
+                scored[text.id].append(next(answered))
+        for text in window:
+            found = [sentence for sentence, _ in scored[text.id]]
+            tokens: list[ScoredToken] = []
+            for _, of_sentence in scored[text.id]:
+                # A run that stores all positions also reads the sentences before.
+                last = max((token.end for token in tokens), default=-1)
+                tokens += [token for token in of_sentence if token.end > last]
+            worst = decisive(found)
+            yield ScoredText(
+                text.id,
+                text.text,
+                found[0].start,
+                found[-1].end,
+                worst.probability,
+                worst.log_odds,
+                worst.output,
+                worst.verdict,
+                tokens,
+                worst.reasons,
+                worst.unexplained,
+                sentences=tuple(found),
+                whole=self._is_whole(text),
+            )
+
+    def _answered(
+        self,
+        rows: Sequence[tuple[Text, Window]],
+        opinions: "Sequence[Opinion | None]",
+        confidence: float,
+        reasons: int,
+    ) -> "list[_Scored]":
+        """Results of the detector of answers, one for each row."""
         import numpy as np
         import pandas as pd
 
         from ghosttrack.detection.probes import probability
-        from ghosttrack.detection.statement_scoring import verdict_on_answer, verdict_on_statement
+        from ghosttrack.detection.statement_scoring import verdict_on_answer
 
-        rows = [(text, span) for text in window for span in self._spans(text)]
-        opinions = self._opinions(rows)
+        if not rows:
+            return []
         frame = pd.DataFrame(
             {
                 "id": [text.id for text, _ in rows],
@@ -198,78 +249,32 @@ class Detector:
                 "has_answer": [bool(text.answer.strip()) for text, _ in rows],
             }
         )
-        scorer = self._scorer
         encoded, offsets = self._encoded(frame)
-        results = scorer.read(encoded, _CANDIDATES * reasons)
+        results = self._scorer.read(encoded, _CANDIDATES * reasons)
         ends = np.cumsum([len(item.read) for item in encoded])[:-1]
         probe, surprise = np.split(results.probe, ends), np.split(-results.logprob, ends)
         probabilities = probability(results.log_odds)
-        scored: dict[str, list[ScoredSentence]] = {text.id: [] for text in window}
-        tokens: dict[str, list[ScoredToken]] = {text.id: [] for text in window}
-        whole: set[str] = set()
+        scored: list[_Scored] = []
         for row, (text, span) in enumerate(rows):
-            last = max((token.end for token in tokens[text.id]), default=-1)
-            tokens[text.id] += [
-                ScoredToken(
-                    span.start + offsets[row][position - 1][0],
-                    span.start + offsets[row][position - 1][1],
-                    _round(token_surprise),
-                    _round(token_probe),
-                )
-                for position, token_surprise, token_probe in zip(
-                    encoded[row].read + encoded[row].shift, surprise[row], probe[row], strict=True
-                )
-                # A run that stores all positions also reads the sentences before.
-                if span.start + offsets[row][position - 1][1] > last
-            ]
+            ranges = [offsets[row][place - 1] for place in encoded[row].read + encoded[row].shift]
             named = self._named(results.contributions[row], reasons)
             output = results.log_odds[row] - probe[row].mean()
-            unexplained = _unexplained(named, output, results, row)
-            log_odds, hallucinated = results.log_odds[row], _round(probabilities[row])
-            opinion = opinions[row]
-            if opinion is not None and self._is_whole(text):
-                whole.add(text.id)
-                hallucinated = _round(opinion.probability)
-                log_odds = math.log(opinion.probability / (1 - opinion.probability))
-                output = log_odds - probe[row].mean()
-                # The features are those of the detector of answers, which did not decide.
-                named, unexplained = [], 1.0
-                verdict = verdict_on_statement(opinion, confidence)
-            else:
-                at_end = bool(text.answer) and not words(_sentence_around(text, span)[1])
-                verdict = verdict_on_answer(hallucinated, confidence, opinion, at_end=at_end)
-            scored[text.id].append(
-                ScoredSentence(
-                    span.first,
-                    span.last,
-                    span.start,
-                    span.stop,
-                    hallucinated,
-                    _round(log_odds),
-                    _round(output),
-                    verdict,
-                    named,
-                    _round(unexplained),
-                )
+            hallucinated = _round(probabilities[row])
+            at_end = _ends_sentence(text, span)
+            sentence = ScoredSentence(
+                span.first,
+                span.last,
+                span.start,
+                span.stop,
+                hallucinated,
+                _round(results.log_odds[row]),
+                _round(output),
+                verdict_on_answer(hallucinated, confidence, opinions[row], at_end=at_end),
+                named,
+                _round(_unexplained(named, output, results, row)),
             )
-        for text in window:
-            found = scored[text.id]
-            worst = decisive(found)
-            yield ScoredText(
-                text.id,
-                text.text,
-                found[0].start,
-                found[-1].end,
-                worst.probability,
-                worst.log_odds,
-                worst.output,
-                worst.verdict,
-                tokens[text.id],
-                worst.reasons,
-                worst.unexplained,
-                sentences=tuple(found),
-                whole=text.id in whole,
-            )
+            scored.append((sentence, _tokens(span.start, ranges, surprise[row], probe[row])))
+        return scored
 
     def _is_whole(self, text: Text) -> bool:
         """Whether whole sentences of a text are judged: no answer is marked, and no question asked.
@@ -286,6 +291,7 @@ class Detector:
         from ghosttrack.report.explorer.texts import offsets_of
 
         whole, limit = text.text, self._scorer.limit
+        context = "" if self._is_whole(text) else text.context
         answer = _answer_span(text) if text.answer.strip() else None
         judged = [Sentence(*answer, answer[1])] if answer else sentences(whole)
         found = [
@@ -294,10 +300,10 @@ class Detector:
         ]
         # No text has more tokens than bytes; the separator is one token. Half of the model's limit
         # may go to the statements that a whole statement is read behind.
-        size = len(whole.encode()) + len(text.context.encode()) + 1
+        size = len(whole.encode()) + len(context.encode()) + 1
         longest = limit if answer else min(READ_TOKENS, limit // 2 - 2)
         if not text.question and size > longest:
-            tokens, before = offsets_of([whole, text.context], self._scorer.tokenizer)
+            tokens, before = offsets_of([whole, context], self._scorer.tokenizer)
             free = limit - 1 - len(before)
             # A part of a text can have one token more than its share of the tokens of the text.
             if answer is None and free > 1:
@@ -321,17 +327,20 @@ class Detector:
             for last in (words(whole[each.first : each.last]) or [(0, each.last - each.first)])[-1:]
         ]
 
-    def _opinions(self, rows: Sequence[tuple[Text, Window]]) -> list["Opinion | None"]:
+    def _opinions(
+        self, rows: Sequence[tuple[Text, Window]], confidence: float
+    ) -> list["Opinion | None"]:
         """The statement detector's opinion on each row: its sentence, or that around its answer.
 
-        None without this detector, and on a sentence with an answer that is too long for it.
+        None without this detector, on a sentence with an answer that is too long for it, and where
+        the verdict on an answer does not depend on it.
         """
         longest = self._scorer.limit // 2 - 2
         texts = {}
         for row, (text, span) in enumerate(rows):
             if self._is_whole(text):
                 texts[row] = text.text[span.first : span.stop]
-            elif not self._judge.reason:
+            elif not self._judge.reason and confidence > 0.5 and _ends_sentence(text, span):
                 sentence, _ = _sentence_around(text, span)
                 tokens = self._scorer.tokenizer(sentence, verbose=False)["input_ids"]
                 if len(tokens) <= longest:
@@ -432,6 +441,35 @@ def _behind_context(one: "Encoded") -> "Encoded":
     )
 
 
+def _as_whole(span: Window, opinion: "Opinion", confidence: float) -> _Scored:
+    """Result of the statement detector for a sentence, which it reads without those before."""
+    from ghosttrack.detection.statement_scoring import verdict_on_statement
+
+    sentence = ScoredSentence(
+        span.first,
+        span.last,
+        span.first,
+        span.stop,
+        _round(opinion.probability),
+        _round(math.log(opinion.probability / (1 - opinion.probability))),
+        _round(opinion.outputs),
+        verdict_on_statement(opinion, confidence),
+        [],  # the detector of statements reads no features
+    )
+    tokens = _tokens(span.first, *opinion.tokens)
+    return sentence, [token for token in tokens if token.start < span.last]  # no end mark
+
+
+def _tokens(
+    start: int, ranges: Iterable[Sequence[int]], surprise: Iterable[float], probe: Iterable[float]
+) -> list[ScoredToken]:
+    """Tokens with their ranges in the text, of which a part from `start` on was read."""
+    return [
+        ScoredToken(start + int(first), start + int(last), _round(nats), _round(score))
+        for (first, last), nats, score in zip(ranges, surprise, probe, strict=True)
+    ]
+
+
 def _round(value: float) -> float:
     return round(float(value), _DIGITS)
 
@@ -490,6 +528,11 @@ def _sentence_around(given: Text, span: Window) -> tuple[str, str]:
         if each.start <= span.first:
             return given.text[each.start : each.stop], given.text[span.last : each.stop]
     return given.text, given.text[span.last :]
+
+
+def _ends_sentence(given: Text, span: Window) -> bool:
+    """Whether a marked answer ends its sentence."""
+    return bool(given.answer) and not words(_sentence_around(given, span)[1])
 
 
 def _answer_span(given: Text) -> tuple[int, int]:

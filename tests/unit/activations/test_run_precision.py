@@ -125,9 +125,9 @@ def test_pooled_statements_that_are_not_finite_are_refused(monkeypatch: pytest.M
         statement_reading, "pool", lambda x: np.full((3, x.shape[1]), np.inf, dtype=np.float32)
     )
     with pytest.raises(UserError, match="statements, text 1: an activation is NaN or infinite"):
-        statement_reading.read_statements(
-            model, tokenizer, ["A is B."], [0], site="resid_post", limit=64, batch=2, packed=64
-        )
+        statement_reading.StatementReader(
+            model, tokenizer, [0], site="resid_post", limit=64, batch=2, packed=64
+        ).read(["A is B."])
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "falcon+parallel"])

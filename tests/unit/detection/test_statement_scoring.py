@@ -9,9 +9,12 @@ import pandas as pd
 import pytest
 import run_fakes
 import small_models
+import torch
 
 from ghosttrack import Text
 from ghosttrack.activations import pooled_statements
+from ghosttrack.activations.pooled_statements import TokenScore
+from ghosttrack.activations.statement_reading import pool, token_scores
 from ghosttrack.api import Detector
 from ghosttrack.detection import saved_statements
 from ghosttrack.detection.statement_scoring import Opinion, verdict_on_answer, verdict_on_statement
@@ -146,20 +149,62 @@ def test_every_sentence_is_judged_as_it_is_alone(detector: Detector) -> None:
     assert (found.probability, found.verdict) == (worst.probability, worst.verdict)
 
 
-def test_tokens_of_a_sentence_are_read_behind_the_sentences_before_it(detector: Detector) -> None:
-    """The probes give each token what they give it in the same text with a marked answer."""
+def test_tokens_of_a_whole_text_are_those_of_its_sentences(detector: Detector) -> None:
     text = " ".join(PARTS)
     (found,) = detector.score([text])
-    marked = detector.score([Text(text, part[:-1]) for part in PARTS])
+    alone = detector.score(PARTS)
     np.testing.assert_allclose(
-        [token.probe for token in found.tokens],
-        [token.probe for each in marked for token in each.tokens],
-        atol=2e-3,
+        [[token.probe, token.surprise] for token in found.tokens],
+        [[token.probe, token.surprise] for each in alone for token in each.tokens],
+        atol=5e-4,
     )
-    assert [text[each.window_start : each.window_end] for each in found.sentences] == [
-        " ".join(PARTS[: number + 1]) for number in range(len(PARTS))
+    assert [text[token.start : token.end] for token in found.tokens] == [
+        each.text[token.start : token.end] for each in alone for token in each.tokens
     ]
-    assert [token.start for token in found.tokens] == sorted({t.start for t in found.tokens})
+    assert [text[each.window_start : each.window_end].rstrip() for each in found.sentences] == PARTS
+
+
+@pytest.mark.parametrize("text", ["  A dog is a mammal ", "A dog is a mammal.", "नमस्ते दुनिया।"])
+def test_token_scores_of_a_statement_have_the_mean_that_its_detector_scores(
+    run: Path, detector: Detector, text: str
+) -> None:
+    saved = saved_statements.load(run / "detection").detector
+    assert saved is not None
+    assert detector._judge._reader is not None
+    read, (tokens,) = detector._judge._reader.read([text])
+    scores = saved.scores(pooled_statements.flat(read.states), read.outputs)
+    assert tokens.score.mean() == pytest.approx(scores.base[0, 0], abs=1e-3)
+    (found,) = detector.score([text])
+    in_text = tokens.score[: len(found.tokens)] * scores.polarity[0]
+    np.testing.assert_allclose([token.probe for token in found.tokens], in_text, atol=1e-3)
+    assert (found.tokens[0].start, found.tokens[-1].end) == (found.start, found.end)
+    assert found.sentences[0].output == pytest.approx(
+        scores.base[0, -1] * scores.polarity[0], abs=1e-3
+    )
+
+
+def test_a_layer_ignores_its_attention_sinks_in_the_scores_of_tokens() -> None:
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    sink = x.clone()
+    sink[0] *= 1000
+    weight = np.arange(8.0).reshape(2, 4)
+    by = TokenScore(weight, np.array([0.5, -0.25]), 2.0)
+    scores = token_scores([x, sink], by)
+    pooled = [pool(layer)[0].astype(np.float64) for layer in (x, sink)]
+    expected = 2.0 + sum(
+        mean @ one - shift for mean, one, shift in zip(pooled, weight, by.shift, strict=True)
+    )
+    assert scores.mean() == pytest.approx(expected, abs=1e-4)
+    assert scores[0] == pytest.approx(2.0 + x[0].numpy() @ weight[0] - 0.5, abs=1e-4)
+
+
+def test_a_context_changes_nothing_without_an_answer(detector: Detector) -> None:
+    text = " ".join(PARTS)
+    plain, behind = (
+        detector.score([Text(text, context=context)])[0]
+        for context in ("", "word " * 2 * detector._scorer.limit)
+    )
+    assert plain == behind
 
 
 def test_a_rule_behind_the_last_sentence_is_no_part_of_it() -> None:
@@ -184,7 +229,7 @@ def test_a_context_without_an_answer_is_noted_once(
 ) -> None:
     context = "Oslo is in Norway."
     detector.score([Text("Rome is in Italy."), Text("Pi is 3.", "3", context=context)])
-    note = "a context does not change the verdict on a text without `answer`"
+    note = "a context is not read for texts without `answer`"
     assert not any(note in message for message in caplog.messages)
     detector.score([Text(PARTS[0], context=context), *[Text(PARTS[1], context=context)] * 20])
     assert sum(note in message for message in caplog.messages) == 1
@@ -235,7 +280,7 @@ def test_the_opinion_on_an_answer_is_that_on_its_sentence(detector: Detector) ->
             detector._spans(Text("Pi is 3. A dog is a mammal. Go.", "mammal"))[0],
         )
     ]
-    (opinion,) = detector._opinions(rows)
+    (opinion,) = detector._opinions(rows, 0.75)
     (alone,) = detector.score(["A dog is a mammal."])
     assert opinion is not None
     assert opinion.probability == pytest.approx(alone.probability, abs=2e-4)

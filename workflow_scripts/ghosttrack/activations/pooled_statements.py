@@ -40,6 +40,30 @@ class PooledTexts(NamedTuple):
     outputs: NDArray[np.float64]
 
 
+class TokenScore(NamedTuple):
+    """A linear score of a token: the sum of (x . weight - shift) over the layers, plus the intercept.
+
+    weight: (layers, d_model); shift: (layers,).
+    """
+
+    weight: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    intercept: float
+
+
+class StatementTokens(NamedTuple):
+    """Tokens of a statement.
+
+    ranges: (tokens, 2) first character in `as_statement` of the text, and the one after the last;
+    surprise: (tokens,) -log-probability in nats; score: (tokens,) by `TokenScore`. The mean score is
+    the score of the activations' mean pool.
+    """
+
+    ranges: NDArray[np.int64]
+    surprise: NDArray[np.float64]
+    score: NDArray[np.float64]
+
+
 def flat(states: NDArray[np.float32]) -> NDArray[np.float32]:
     """(texts, layers, POOLS, d_model) as (texts, POOLS, columns): all layers of a pool in one row."""
     texts, layers, pools, width = states.shape

@@ -18,7 +18,13 @@ from ghosttrack.activations import example_tokens
 from ghosttrack.activations.hooks import captured
 from ghosttrack.activations.layout import why_not_finite
 from ghosttrack.activations.packed_texts import PackedReader, TokenStatistics
-from ghosttrack.activations.pooled_statements import OUTPUTS, POOLS, PooledTexts
+from ghosttrack.activations.pooled_statements import (
+    OUTPUTS,
+    POOLS,
+    PooledTexts,
+    StatementTokens,
+    TokenScore,
+)
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.segmentation import sentences
 from ghosttrack.inputs.sites import Site, site_modules
@@ -61,19 +67,8 @@ def by_sentence(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(text=parts).explode("text", ignore_index=True)
 
 
-def read_statements(
-    model: Any,
-    tokenizer: Any,
-    texts: Sequence[str],
-    layers: Sequence[int],
-    *,
-    site: Site,
-    limit: int,
-    batch: int,
-    packed: int,
-    dataset: str = "statements",
-) -> PooledTexts:
-    """Read every text behind CONTEXT.
+class StatementReader:
+    """Reads every text behind CONTEXT, whose KV cache it keeps.
 
     Args:
         model: causal language model in evaluation mode.
@@ -81,50 +76,91 @@ def read_statements(
         limit: longest input of the model in tokens.
         batch: texts per forward pass, approximately; changes only memory and rounding noise.
         packed: longest packed sequence in tokens, from `Limits`.
-        dataset: named in errors.
-    Raises:
-        UserError: a text is too long for the model, or activations are not finite.
+        token_score: None: tokens are not scored.
     """
-    frame = pd.DataFrame({"id": range(1, len(texts) + 1), "text": [as_statement(t) for t in texts]})
-    frame = frame.assign(
-        answer_start=0, answer_end=frame["text"].str.len(), relation="", mode="given"
-    )
-    encoded = example_tokens.encode(
-        frame, tokenizer, limit, dataset, [fitting_context(tokenizer, limit)] * len(frame), "all"
-    )
-    starts = reading.row_starts(encoded)
-    scores = reading.TextScores.empty(encoded)
-    width = model.config.get_text_config().hidden_size
-    states = np.empty((len(texts), len(layers), len(POOLS), width), dtype=np.float32)
-    outputs = np.empty((len(texts), len(OUTPUTS)))
-    progress = Progress("reading statements", len(texts), "texts")
-    modules = site_modules(model, list(layers), site)
-    with captured(modules, stop=False) as hidden, torch.inference_mode():
-        reader = PackedReader(model, packed)
-        reader.cache_prefixes(encoded)
-        for pack in reader.packs(encoded, range(len(encoded)), batch):
-            numbers = range(len(pack.numbers))
-            _, places = reading.read_rows(encoded, pack, numbers, starts)
-            final = reader.final(pack)
-            reading.score_texts(reader, encoded, pack, numbers, final, scores)
-            values = [layer[0, places].float().cpu() for layer in hidden]
-            at = 0
-            for number in pack.numbers:
-                tokens = slice(at, at + len(encoded[number].read))
-                at = tokens.stop
-                rows = slice(int(starts[number]), int(starts[number + 1]))
-                statistics = TokenStatistics._make(column[rows] for column in scores.tokens)
-                outputs[number] = output_row(statistics)
-                for index, layer in enumerate(values):
-                    states[number, index] = pool(layer[tokens])
-            progress.advance(len(pack.numbers))
-    finite = np.isfinite(states).all(axis=(1, 2, 3))
-    if not finite.all():
-        raise UserError(
-            f"{dataset}, text {int(np.argmin(finite)) + 1}: an activation is NaN or infinite, expected "
-            "finite values: " + why_not_finite(model.dtype == torch.float16, type(model).__name__)
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        layers: Sequence[int],
+        *,
+        site: Site,
+        limit: int,
+        batch: int,
+        packed: int,
+        token_score: TokenScore | None = None,
+    ) -> None:
+        self._model, self._tokenizer, self._limit = model, tokenizer, limit
+        self._modules = site_modules(model, list(layers), site)
+        self._batch, self._token_score = batch, token_score
+        self._context = fitting_context(tokenizer, limit)
+        self._reader = PackedReader(model, packed)
+
+    def read(
+        self, texts: Sequence[str], dataset: str = "statements"
+    ) -> tuple[PooledTexts, list[StatementTokens]]:
+        """Pooled texts, and the tokens of every text; no tokens without a `token_score`.
+
+        Args:
+            dataset: named in errors.
+        Raises:
+            UserError: a text is too long for the model, or activations are not finite.
+        """
+        encoded = self._encoded(texts, dataset)
+        starts = reading.row_starts(encoded)
+        scores = reading.TextScores.empty(encoded)
+        width = self._model.config.get_text_config().hidden_size
+        states = np.empty((len(texts), len(self._modules), len(POOLS), width), dtype=np.float32)
+        outputs = np.empty((len(texts), len(OUTPUTS)))
+        tokens: dict[int, StatementTokens] = {}
+        progress = Progress("reading statements", len(texts), "texts")
+        with captured(self._modules, stop=False) as hidden, torch.inference_mode():
+            self._reader.cache_prefixes(encoded)
+            for pack in self._reader.packs(encoded, range(len(encoded)), self._batch):
+                numbers = range(len(pack.numbers))
+                _, places = reading.read_rows(encoded, pack, numbers, starts)
+                final = self._reader.final(pack)
+                reading.score_texts(self._reader, encoded, pack, numbers, final, scores)
+                values = [layer[0, places].float().cpu() for layer in hidden]
+                at = 0
+                for number in pack.numbers:
+                    one = encoded[number]
+                    x = [layer[at : at + len(one.read)] for layer in values]
+                    at += len(one.read)
+                    rows = slice(int(starts[number]), int(starts[number + 1]))
+                    statistics = TokenStatistics._make(column[rows] for column in scores.tokens)
+                    outputs[number] = output_row(statistics)
+                    for index, layer in enumerate(x):
+                        states[number, index] = pool(layer)
+                    if self._token_score:
+                        tokens[number] = StatementTokens(
+                            one.ranges,
+                            -statistics.logprob.astype(np.float64),
+                            token_scores(x, self._token_score),
+                        )
+                progress.advance(len(pack.numbers))
+        finite = np.isfinite(states).all(axis=(1, 2, 3))
+        if not finite.all():
+            raise UserError(
+                f"{dataset}, text {int(np.argmin(finite)) + 1}: an activation is NaN or infinite, "
+                "expected finite values: "
+                + why_not_finite(self._model.dtype == torch.float16, type(self._model).__name__)
+            )
+        return PooledTexts(states, outputs), [tokens[number] for number in sorted(tokens)]
+
+    def _encoded(self, texts: Sequence[str], dataset: str) -> list[example_tokens.Encoded]:
+        """Every statement as tokens behind CONTEXT, all of which are read."""
+        frame = pd.DataFrame(
+            {"id": range(1, len(texts) + 1), "text": [as_statement(text) for text in texts]}
         )
-    return PooledTexts(states, outputs)
+        frame = frame.assign(
+            answer_start=0, answer_end=frame["text"].str.len(), relation="", mode="given"
+        )
+        contexts = [self._context] * len(frame)
+        return example_tokens.encode(
+            frame, self._tokenizer, self._limit, dataset, contexts, positions="all"
+        )
 
 
 def fitting_context(tokenizer: Any, limit: int) -> str:
@@ -144,11 +180,30 @@ def chosen_layers(layers: Sequence[int]) -> list[int]:
 def pool(x: torch.Tensor) -> NDArray[np.float32]:
     """Activations of one text in one layer, (tokens, d_model), pooled to (POOLS, d_model).
 
-    The mean leaves attention sinks out: tokens with ten times the median norm.
+    The mean leaves attention sinks out.
     """
+    mean = x[_included(x)].mean(dim=0)
+    return np.asarray(torch.stack([mean, x[-1], x[max(len(x) - 2, 0)]]).numpy())
+
+
+def token_scores(layers: Sequence[torch.Tensor], by: TokenScore) -> NDArray[np.float64]:
+    """Scores of the tokens of one text, (tokens,); a layer ignores its attention sinks.
+
+    Args:
+        layers: activations of each layer, (tokens, d_model).
+    """
+    result = np.full(len(layers[0]), by.intercept)
+    for x, weight, shift in zip(layers, by.weight, by.shift, strict=True):
+        included = _included(x).double()
+        share = included * len(x) / included.sum()
+        result += (share * (x.double() @ torch.from_numpy(weight) - shift)).numpy()
+    return result
+
+
+def _included(x: torch.Tensor) -> torch.Tensor:
+    """Which tokens of one text are no attention sinks (ten times the median norm), (tokens,) bool."""
     norm = torch.linalg.vector_norm(x, dim=1)
-    included = x[norm <= _MASSIVE * norm.median()]
-    return np.asarray(torch.stack([included.mean(dim=0), x[-1], x[max(len(x) - 2, 0)]]).numpy())
+    return torch.le(norm, _MASSIVE * norm.median())
 
 
 def output_row(tokens: TokenStatistics) -> NDArray[np.float64]:

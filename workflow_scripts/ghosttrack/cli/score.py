@@ -48,7 +48,7 @@ def path_of(text: str) -> Path:
 
 def as_mapping(score: ScoredText) -> dict[str, Any]:
     """A score as a line of the jsonl file: nested plain values."""
-    # The detector of whole statements has no such part.
+    # The log-odds of a whole statement have no such part.
     output = {"output": None} if score.whole else {}
     return {
         **{

@@ -8,10 +8,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ghosttrack import statistics
+from ghosttrack.activations.pooled_statements import TokenScore
 from ghosttrack.detection import abstention, statement_model
 from ghosttrack.detection.abstention import Abstention
 from ghosttrack.detection.probes import Floats, Ints, probability
-from ghosttrack.detection.statement_model import Bools, Fit, Parts, Reduction, Scores, Statements
+from ghosttrack.detection.statement_model import (
+    BASES,
+    Bools,
+    Fit,
+    Parts,
+    Reduction,
+    Scores,
+    Statements,
+)
 
 # Stated confidences of the table.
 CONFIDENCES = (0.7, 0.75, 0.9)
@@ -46,13 +55,20 @@ class StatementDetector(NamedTuple):
     fit: Fit
     abstention: Abstention
 
-    def judge(self, states: NDArray[np.float32], outputs: Floats) -> "Judged":
-        """Results of sentences.
+    def scores(self, states: NDArray[np.float32], outputs: Floats) -> Scores:
+        """Scores of sentences.
 
         Args:
             states: (texts, pools, columns) as in `Statements`; outputs: (texts, columns).
         """
-        scores = self.fit.apply(self.reduction.apply(states, outputs))
+        return self.fit.apply(self.reduction.apply(states, outputs))
+
+    def judge(self, states: NDArray[np.float32], outputs: Floats) -> "Judged":
+        """Results of sentences; arguments as in `scores`."""
+        return self.judged(self.scores(states, outputs))
+
+    def judged(self, scores: Scores) -> "Judged":
+        """Results of sentences from their scores."""
         return Judged(
             scores.certainty,
             self.abstention.reliability(scores),
@@ -60,6 +76,18 @@ class StatementDetector(NamedTuple):
             self.abstention.select(scores),
             scores.nearest,
         )
+
+    def token_score(self, layers: int) -> TokenScore:
+        """The base score "mean" as a score of single tokens, whose mean it is.
+
+        Args:
+            layers: number of layers in a row of the mean pool.
+        """
+        pool = BASES.index("mean")
+        weight = self.reduction.basis[pool].astype(np.float64) @ self.fit.weight[pool]
+        weight = (weight / self.reduction.scale[pool]).reshape(layers, -1)
+        shift = (weight * self.reduction.mean[pool].reshape(layers, -1)).sum(axis=1)
+        return TokenScore(weight, shift, float(self.fit.intercept[pool]))
 
 
 class Judged(NamedTuple):

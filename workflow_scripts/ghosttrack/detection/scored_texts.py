@@ -34,7 +34,11 @@ class Text(NamedTuple):
 
 
 class ScoredToken(NamedTuple):
-    """A scored token, text[start:end], with surprisal in nats and probe score in log-odds."""
+    """A scored token, text[start:end], with surprisal in nats and the score of its activations.
+
+    probe: in log-odds; of a whole statement, in standard deviations of the training statements'
+    scores. Above 0: hallucinated.
+    """
 
     start: int
     end: int
@@ -60,15 +64,16 @@ class Reason(NamedTuple):
 class ScoredSentence(NamedTuple):
     """The detector's result for one scored span, text[start:end]: a sentence or the answer.
 
-    window_start, window_end: characters of the text that the model read for it. Long texts are read
-    in windows; a long sentence is scored in several spans.
-    probability: calibrated probability that the span is hallucinated; log_odds: its log-odds;
+    window_start, window_end: characters of the text that the model read for it. The detector of
+    statements reads every sentence behind a few true statements. For answers, long texts are read in
+    windows. A long sentence is scored in several spans.
+    probability: calibrated probability that the span is hallucinated; log_odds: its log-odds.
     output: contribution of the output features (log-probabilities, entropies) to the log-odds. The
     rest is the mean probe score of its tokens.
 
-    verdict: TRUE, HALLUCINATED, UNSURE or UNLIKE. Of a whole statement, probability, log_odds and
-    verdict come from the detector of statements; the tokens' probe scores come from the detector of
-    answers, output is the rest of the log-odds, and no reasons are given.
+    verdict: TRUE, HALLUCINATED, UNSURE or UNLIKE. The log-odds of a whole statement have no such
+    parts: output is the score of the output features in standard deviations, and no reasons are
+    given.
 
     unexplained: share of the score that no named feature explains, 0 to 1: absolute contributions
     of the output, of the features without a name and of what the SAEs leave out, divided by all.
@@ -94,8 +99,7 @@ class ScoredText(NamedTuple):
     are those of the decisive sentence (see `decisive`).
 
     calibration: name of the user's calibration that gave probability and verdict; "" for none.
-    whole: whether the detector of whole statements decided. Then output, tokens and reasons are those
-    of the detector of answers, and no parts of the log-odds.
+    whole: whether the detector of whole statements decided.
     """
 
     id: str

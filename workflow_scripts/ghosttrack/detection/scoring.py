@@ -95,7 +95,7 @@ class Scorer:
         }
 
     def reading(self) -> dict[str, Any]:
-        """Arguments with which `statement_reading.read_statements` uses the same model."""
+        """Arguments with which a `StatementReader` uses the same model."""
         return {
             "model": self._model,
             "tokenizer": self.tokenizer,

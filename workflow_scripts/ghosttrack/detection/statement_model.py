@@ -121,9 +121,14 @@ class Scores(NamedTuple):
     nearest: Ints
 
     @property
+    def polarity(self) -> Floats:
+        """(texts,) 1: affirmed, so that a false pair is hallucinated; -1: negated."""
+        return np.asarray(1 - 2 * probes.probability(self.negated))
+
+    @property
     def certainty(self) -> Floats:
         """(texts,) above 0: hallucinated. Near 0 if the scores differ or the polarity is unclear."""
-        return np.asarray(self.base.mean(axis=1) * (1 - 2 * probes.probability(self.negated)))
+        return np.asarray(self.base.mean(axis=1) * self.polarity)
 
 
 class Fit(NamedTuple):
