@@ -60,7 +60,7 @@ def main(
     reason = fitted.quality.pop("reason", "")
     described: dict[str, Any] = {
         "reason": reason,
-        "model": files.read_json(source)["files_sha256"],
+        "model": files.read_object(source)["files_sha256"],
         "layers": layers,
         "site": site,
         "model_precision": sources[datasets[0]].open(layers[0]).attributes["model_precision"],

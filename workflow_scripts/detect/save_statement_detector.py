@@ -55,7 +55,7 @@ def main(
         fitted,
         {
             "reason": reason,
-            "model": files.read_json(source)["files_sha256"],
+            "model": files.read_object(source)["files_sha256"],
             "layers": read_about["layers"],
             "site": read_about["site"],
             "model_precision": read_about["model_precision"],

@@ -30,7 +30,7 @@ def main(
     """
     torch.set_num_threads(threads)
     table = pd.DataFrame(columns=list(registry.EXPLANATIONS))
-    described = files.read_json(about)
+    described = files.read_object(about)
     if not described["reason"]:
         from ghosttrack.detection.reasons import Meanings
         from ghosttrack.detection.scoring import Scorer

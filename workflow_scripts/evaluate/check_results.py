@@ -59,7 +59,7 @@ def main(
             texts[str(frame["mode"].iloc[0])][name] = as_read(frame)
     rows = check_metrics(metrics, table, datasets)
     scored = sum(check_scores(path, tables.read_parquet(path), table, ids) for path in scores)
-    saes = {layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)}
+    saes = {layer: files.read_object(path) for layer, path in zip(layers, quality, strict=True)}
     for path, metrics_of_layer in zip(quality, saes.values(), strict=True):
         check_quality(path, metrics_of_layer)
     check_answers(answers, registry.read(answers, registry.ANSWERS), datasets, layers)

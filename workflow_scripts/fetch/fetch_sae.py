@@ -30,7 +30,7 @@ def main(
     checkpoint = pretrained.fetched(sae, layer, site, d_model)
     if site != "resid_post":
         pretrained.require_sublayer(
-            checkpoint, site, files.read_json(check)["sublayers"][layer][site]
+            checkpoint, site, files.read_object(check)["sublayers"][layer][site]
         )
     if warning := pretrained.require_model(checkpoint, model, source):
         log.warning("%s", warning)

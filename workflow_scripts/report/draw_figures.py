@@ -34,7 +34,9 @@ def main(
         metrics=registry.read(metrics, registry.METRICS),
         curves=registry.read(curves, registry.CURVES),
         calibration=registry.read(calibration, registry.CALIBRATION),
-        quality={layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)},
+        quality={
+            layer: files.read_object(path) for layer, path in zip(layers, quality, strict=True)
+        },
         answers=registry.read(answers, registry.ANSWERS),
         neighbours={
             layer: tables.read_npz(path)

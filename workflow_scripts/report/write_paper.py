@@ -20,7 +20,7 @@ def main(
     layers: list[int],
 ) -> None:
     """Write the folder `paper` with the pdf files of `figures`; `quality` in the order of `layers`."""
-    by_layer = {layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)}
+    by_layer = {layer: files.read_object(path) for layer, path in zip(layers, quality, strict=True)}
     drawn = [path for path in figures if path.suffix == ".pdf"]
     version = ghosttrack.__version__
     texts = {

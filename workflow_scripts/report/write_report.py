@@ -50,19 +50,21 @@ def main(
     sets are in the folders of their data sets. `controls` are the positive controls,
     `code` is the digest of the code.
     """
-    checked = files.read_json(checks)
+    checked = files.read_object(checks)
     neighbour_files = dict(zip(layers, neighbours or [], strict=False))
     inputs = ReportInputs(
         model=model,
         metrics=registry.read(metrics, registry.METRICS),
         ledger=registry.read(ledger, registry.LEDGER),
         leak_audit=registry.read(leak_audit, registry.LEAK_AUDIT),
-        quality={layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)},
+        quality={
+            layer: files.read_object(path) for layer, path in zip(layers, quality, strict=True)
+        },
         answers=registry.read(answers, registry.ANSWERS),
-        labels={path.parent.name: files.read_json(path) for path in labels},
+        labels={path.parent.name: files.read_object(path) for path in labels},
         relations=registry.read(relations, registry.METRICS),
         figures=figures,
-        source=files.read_json(source),
+        source=files.read_object(source),
         settings=settings,
         datasets=datasets,
         controls=controls or [],

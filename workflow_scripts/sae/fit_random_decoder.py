@@ -47,7 +47,7 @@ def main(
         settings = null_settings(
             sae,
             sae_model.load_files(trained, trained_cfg),
-            files.read_json(quality)["l0"],
+            files.read_object(quality)["l0"],
             int((~store.excluded).sum()),
         )
         sampler = ChunkSampler(store, settings.batch, seed, resident=fit([store], resident_mb))

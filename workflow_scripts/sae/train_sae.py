@@ -52,7 +52,7 @@ def main(
     with files.lock(state):
         expected = {
             "layer": layer,
-            "weights_sha256": files.read_json(model_source)["weights_sha256"],
+            "weights_sha256": files.read_object(model_source)["weights_sha256"],
         }
         store = ActivationStore.open(stores, manifests, expected)
         device = training_device()

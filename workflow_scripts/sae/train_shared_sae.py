@@ -48,7 +48,7 @@ def main(
     keep_freed_memory()
     use_huge_pages()
     with files.lock(state):
-        weights_sha256 = files.read_json(model_source)["weights_sha256"]
+        weights_sha256 = files.read_object(model_source)["weights_sha256"]
         shards = len(stores) // len(layers)
         opened = [
             ActivationStore.open(

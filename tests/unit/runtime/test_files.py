@@ -75,6 +75,13 @@ def test_a_damaged_or_missing_json_file_is_named_in_the_error(tmp_path: Path) ->
         files.read_json(tmp_path / "gone.json")
 
 
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"text"'])
+def test_a_json_file_without_an_object_is_named_in_the_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(UserError, match=r"bad\.json does not hold a JSON object: delete it"):
+        files.read_object(tmp_path / "bad.json")
+
+
 def test_a_second_writer_is_refused_until_the_first_dies(tmp_path: Path) -> None:
     code = (
         "import sys, signal; from pathlib import Path; from ghosttrack.runtime import files\n"

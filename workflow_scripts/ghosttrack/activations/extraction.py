@@ -53,7 +53,7 @@ class StoreFiles(NamedTuple):
 
 def model_identity(model_directory: Path, precision: Precision = FLOAT32) -> ModelIdentity:
     """Identity of a fetched model, from the source.json in its directory."""
-    about = files.read_json(model_directory / "source.json")
+    about = files.read_object(model_directory / "source.json")
     return ModelIdentity(
         str(about["id"] or about["kind"]), str(about["weights_sha256"]), precision.name
     )

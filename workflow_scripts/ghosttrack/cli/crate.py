@@ -118,7 +118,7 @@ def outputs_of(home: Path, wanted: Iterable[str]) -> list[Output]:
     found: dict[str, tuple[str, Output, list[str]]] = {}
     jobs: dict[str, list[str]] = {}
     for record in sorted(folder.rglob("*.json")):
-        content = files.read_json(record)
+        content = files.read_object(record)
         path = record.relative_to(folder).as_posix().removesuffix(".json")
         job = files.sha256_json([content["rule"], content["params"], content["inputs"]])
         inputs = [name.removeprefix(f"results/{home.name}/") for name in content["inputs"]]
@@ -279,7 +279,7 @@ class _Archive:
         )
 
     def _model(self) -> Any:
-        source = files.read_json(self.run.home / "model" / "source.json")
+        source = files.read_object(self.run.home / "model" / "source.json")
         return self._context(
             "#model",
             "CreativeWork",
@@ -369,7 +369,7 @@ def _below(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
 def _libraries(run: Run) -> dict[str, str]:
     """Versions of the libraries with which the detector of the run was made."""
-    libraries: dict[str, str] = files.read_json(run.home / "detection" / "detector.json")[
+    libraries: dict[str, str] = files.read_object(run.home / "detection" / "detector.json")[
         "libraries"
     ]
     return libraries

@@ -20,7 +20,7 @@ from ghosttrack.errors import UserError
 from ghosttrack.inputs.corpus_split import DocumentLengths, heldout_share, is_held_out
 from ghosttrack.inputs.models import separator
 from ghosttrack.inputs.repeats import Digests
-from ghosttrack.runtime.files import atomic_directory, read_json, sha256_file, write_json
+from ghosttrack.runtime.files import atomic_directory, read_object, sha256_file, write_json
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.settings import CorpusSettings
 
@@ -396,7 +396,7 @@ def read_tokens(store: Path, manifest: Path) -> PackedTokens:
     Raises:
         UserError: a file is missing or damaged, or an array has another shape than in the manifest.
     """
-    about = read_json(manifest)
+    about = read_object(manifest)
     remedy = f"delete {store} and {manifest} and run again to rebuild them"
     if about.get("schema") != SCHEMA:
         raise UserError(

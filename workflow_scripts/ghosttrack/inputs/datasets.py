@@ -231,6 +231,7 @@ def load_questions(
     for index in order[SHOTS:]:
         if pool[index].group not in shown_groups:
             by_relation.setdefault(pool[index].relation, []).append(int(index))
+    log.info("%d of %d questions are the demonstrations in the prompts", SHOTS, len(pool))
     hidden = len(pool) - SHOTS - sum(map(len, by_relation.values()))
     if not by_relation:
         raise UserError(

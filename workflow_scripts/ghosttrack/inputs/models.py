@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.model_precision import FLOAT32, Precision, checkpoint_dtype
-from ghosttrack.runtime.files import read_json, sha256_file
+from ghosttrack.runtime.files import read_object, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def tokenizer_in(directory: Path, **options: Any) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     config = directory / "tokenizer_config.json"
-    named = read_json(config).get("tokenizer_class") if config.is_file() else None
+    named = read_object(config).get("tokenizer_class") if config.is_file() else None
     as_it_is = named in _AS_IT_IS and (directory / "tokenizer.json").is_file()
     loader: Any = PreTrainedTokenizerFast if as_it_is else AutoTokenizer
     return loader.from_pretrained(
@@ -244,7 +244,7 @@ def require_unchanged(directory: Path) -> None:
     manifest = directory / "source.json"
     if not manifest.is_file():
         return
-    for name, digest in read_json(manifest).get("files_sha256", {}).items():
+    for name, digest in read_object(manifest).get("files_sha256", {}).items():
         path = directory / name
         if name != "model.safetensors" and (not path.is_file() or sha256_file(path) != digest):
             raise UserError(
@@ -340,7 +340,7 @@ def max_context(model_config: Path | dict[str, Any]) -> int:
     Raises:
         TypeError, ValueError, OverflowError: a limit is not a number.
     """
-    about = model_config if isinstance(model_config, dict) else read_json(Path(model_config))
+    about = model_config if isinstance(model_config, dict) else read_object(Path(model_config))
     inner = about.get("text_config")
     about = inner if isinstance(inner, dict) else about
     limits = (int(about[key]) for key in _CONTEXT_KEYS if about.get(key))
@@ -361,7 +361,7 @@ def uses_layer_norm(model_config: Path) -> bool:
 
     Otherwise the model uses RMSNorm.
     """
-    about = read_json(Path(model_config))
+    about = read_object(Path(model_config))
     return "rms_norm_eps" not in about.get("text_config", about)
 
 

@@ -101,7 +101,7 @@ def stored_rows(model: str, name: str, results: Path) -> int | None:
     """Rows of the activation stores of a data set, from a manifest; None without one."""
     manifest = RunPaths(results / model).example_activations(name) / "embedding.json"
     try:
-        return int(files.read_json(manifest)["rows"])
+        return int(files.read_object(manifest)["rows"])
     except (UserError, OSError, KeyError, TypeError, ValueError):
         return None
 
@@ -160,7 +160,7 @@ def fetched_width(settings: Settings, results: Path) -> int:
     widths = [0]
     for layer in settings.layers:
         with contextlib.suppress(UserError, OSError, KeyError, TypeError, ValueError):
-            widths.append(int(files.read_json(paths.sae(layer) / "cfg.json")["d_sae"]))
+            widths.append(int(files.read_object(paths.sae(layer) / "cfg.json")["d_sae"]))
     return max(widths)
 
 

@@ -473,7 +473,7 @@ def _is_at(asked: str | None, found: str | None, manifest: Path) -> bool:
 
 def _check_weights(model: str, wanted: Settings, path: Path) -> None:
     """Check that earlier results of `model`, with the manifest `path`, have the weights in the settings."""
-    source, manifest = wanted.source, files.read_json(path)
+    source, manifest = wanted.source, files.read_object(path)
     if source.kind == "directory":
         same = manifest.get("source_sha256") == records.model_digest(Path(source.id))
     else:

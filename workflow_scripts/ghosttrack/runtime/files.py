@@ -116,6 +116,18 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}): delete it and run again") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Content of a JSON file that holds an object.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object: delete it and run again")
+    return content
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with Path(path).open("rb") as stream:

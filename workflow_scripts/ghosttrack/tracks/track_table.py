@@ -126,7 +126,7 @@ class TrackReader:
     """
 
     def __init__(self, directory: Path, manifest: Path) -> None:
-        about = files.read_json(manifest)
+        about = files.read_object(manifest)
         if not directory.is_dir() or digest(directory) != about.get("store_sha256"):
             raise UserError(
                 f"{directory} is not the store that {manifest} describes, because files are "

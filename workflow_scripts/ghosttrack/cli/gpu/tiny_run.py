@@ -14,7 +14,7 @@ import numpy as np
 from ghosttrack.cli.gpu.agreement import Check
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import tables
-from ghosttrack.runtime.files import read_json
+from ghosttrack.runtime.files import read_object
 
 HOME = Path(__file__).resolve().parents[4]
 # What a run needs of the project.
@@ -82,7 +82,7 @@ def compare(cpu: Path, gpu: Path) -> Iterator[Check]:
     for path in sorted((cpu / "saes").glob("layer_*/quality.json")):
         layer = path.parent.name
         fvu, other = (
-            read_json(home / "saes" / layer / "quality.json")["fvu"] for home in (cpu, gpu)
+            read_object(home / "saes" / layer / "quality.json")["fvu"] for home in (cpu, gpu)
         )
         yield Check(f"FVU of the SAE of {layer}", abs(fvu - other) / fvu, FVU_TOLERANCE)
     for path in sorted((cpu / "examples").glob("*/outputs.parquet")):
