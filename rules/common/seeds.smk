@@ -13,5 +13,7 @@ def swept_arms(wildcards):
 
 def swept_saes(wildcards):
     """Input function: the folders of these SAEs, if every analysed layer is swept."""
-    pattern = f"results/{wildcards.model}/sweep/layer_{{layer}}/saes"
-    return all_of(wildcards.model, pattern, "layer") if swept_arms(wildcards) else []
+    if not swept_arms(wildcards):
+        return []
+    require_sweep_fits(wildcards.model)
+    return all_of(wildcards.model, f"results/{wildcards.model}/sweep/layer_{{layer}}/saes", "layer")

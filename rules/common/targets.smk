@@ -19,13 +19,18 @@ def all_sweeps(wildcards):
             f"sae_sweep: {pretrained[0]} has pretrained SAEs (sae.source); leave it out, a sweep trains its own"
         )
     for model in MODELS:
-        swept, size = max(SETTINGS[model].sweep.k), SETTINGS[model].sae.d_sae
-        if swept >= size:
-            raise WorkflowError(
-                f"sweep.k: {swept} must be below sae.d_sae ({size}) of {model}; name other values, as in --config "
-                f"'sweep={{k: {sorted({max(1, size // 8), max(1, size // 4)})}}}'"
-            )
+        require_sweep_fits(model)
     return [f"results/{model}/sweep/arms.csv" for model in MODELS]
+
+
+def require_sweep_fits(model):
+    """Refuse a sweep whose largest k the dictionary cannot hold."""
+    swept, size = max(SETTINGS[model].sweep.k), SETTINGS[model].sae.d_sae
+    if swept >= size:
+        raise WorkflowError(
+            f"sweep.k: {swept} must be below sae.d_sae ({size}) of {model}; name other values, as in --config "
+            f"'sweep={{k: {sorted({max(1, size // 8), max(1, size // 4)})}}}'"
+        )
 
 
 def all_leaks(wildcards):

@@ -337,6 +337,17 @@ def test_a_sweep_of_default_values_that_no_small_dictionary_holds_is_refused_bef
     assert snakemake(house, "-n", "sae_sweep", *small, *advised).returncode == 0
 
 
+def test_other_seeds_refuse_a_sweep_that_no_small_dictionary_holds_before_any_job(
+    house: Path,
+) -> None:
+    """With one analysed layer, seed_variance reads the sweep without being told to."""
+    small = ["--config", "model=tiny-gpt2", "activations={layers: [1]}", "sae={d_sae: 100, k: 32}"]
+    result = snakemake(house, "-n", "seed_variance", *small)
+    assert result.returncode != 0
+    assert "sweep.k: 128 must be below sae.d_sae (100)" in result.stdout + result.stderr
+    assert snakemake(house, "-n", "seed_variance", *small, "sweep={k: [32]}").returncode == 0
+
+
 def test_scoring_without_texts_names_the_key_and_with_texts_is_one_job_more(
     house: Path, tmp_path: Path
 ) -> None:
