@@ -14,7 +14,7 @@ import torch
 from ghosttrack import Text
 from ghosttrack.activations import pooled_statements
 from ghosttrack.activations.pooled_statements import TokenScore
-from ghosttrack.activations.statement_reading import pool, token_scores
+from ghosttrack.activations.statement_reading import is_statement, pool, token_scores
 from ghosttrack.api import Detector
 from ghosttrack.detection import saved_statements
 from ghosttrack.detection.statement_scoring import Opinion, verdict_on_answer, verdict_on_statement
@@ -61,6 +61,23 @@ def test_a_whole_statement_is_read_as_in_training_in_any_company(
         assert (together.start, together.end) == (0, len(together.text) - 1)
         assert not together.reasons
         assert together.unexplained == 1
+
+
+def test_questions_and_single_words_get_no_verdict(detector: Detector) -> None:
+    nothing_stated = ["Rome", "Rome.", "\u201cGold!\u201d", "3.14", "...", "Is a dog a mammal?"]
+    nothing_stated += [
+        "Is it (the dog) a mammal?)",
+        "\u6771\u4eac\u306f\u9996\u90fd\u3067\u3059\u304b\uff1f",
+    ]
+    assert {each.verdict for each in detector.score(nothing_stated)} == {UNLIKE}
+    stated = [
+        "Rome fell.",
+        "A dog is a mammal!",
+        "\u6771\u4eac\u306f\u9996\u90fd\u3067\u3059\u3002",
+        "Dogs? No, cats.",
+    ]
+    assert not any(map(is_statement, nothing_stated))
+    assert all(map(is_statement, stated))
 
 
 def test_a_missing_full_stop_and_outer_spaces_change_nothing(detector: Detector) -> None:

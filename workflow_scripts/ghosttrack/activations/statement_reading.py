@@ -26,7 +26,7 @@ from ghosttrack.activations.pooled_statements import (
     TokenScore,
 )
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.segmentation import sentences
+from ghosttrack.inputs.segmentation import sentences, words
 from ghosttrack.inputs.sites import Site, site_modules
 from ghosttrack.runtime.progress import Progress
 
@@ -46,7 +46,10 @@ Spain is not in Africa.
 The chemical symbol of oxygen is O.
 """
 # Marks that end a statement; other texts get a full stop, as all training statements have one.
-_END_MARKS = ".!?\u3002\uff01\uff1f\u0964\u2026"
+_QUESTION_MARKS = "?\uff1f\u061f"
+_END_MARKS = f".!\u3002\uff01\u0964\u2026{_QUESTION_MARKS}"
+# What may follow the mark.
+_CLOSING = "\"'\u201d\u2019)]"
 # As in the stores: a token counts as an attention sink from this multiple of the median norm on.
 _MASSIVE = 10.0
 
@@ -54,8 +57,13 @@ _MASSIVE = 10.0
 def as_statement(text: str) -> str:
     """The text without white space at its ends, with a full stop unless an end mark is there."""
     text = text.strip()
-    closed = text.rstrip("\"'\u201d\u2019)]")
-    return text if closed.endswith(tuple(_END_MARKS)) else f"{text}."
+    return text if text.rstrip(_CLOSING).endswith(tuple(_END_MARKS)) else f"{text}."
+
+
+def is_statement(text: str) -> bool:
+    """Whether a sentence can state anything: it has two words or more, and no question mark at the end."""
+    asked = text.strip().rstrip(_CLOSING).endswith(tuple(_QUESTION_MARKS))
+    return not asked and len(words(text)) > 1
 
 
 def by_sentence(frame: pd.DataFrame) -> pd.DataFrame:

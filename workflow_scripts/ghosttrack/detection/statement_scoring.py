@@ -7,7 +7,7 @@ import numpy as np
 
 from ghosttrack.activations import pooled_statements
 from ghosttrack.activations.pooled_statements import StatementTokens
-from ghosttrack.activations.statement_reading import StatementReader
+from ghosttrack.activations.statement_reading import StatementReader, is_statement
 from ghosttrack.detection import saved, saved_statements
 from ghosttrack.detection.scored_texts import HALLUCINATED, TRUE, UNLIKE, UNSURE
 from ghosttrack.detection.statement_model import BASES
@@ -22,8 +22,8 @@ class Opinion(NamedTuple):
     """The statement detector's result for one text.
 
     probability, log_odds: of "hallucinated"; reliability: largest stated confidence at which the
-    text is decided, 0: never; unlike: whether the text is unlike every tested kind; kind: the most
-    similar kind.
+    text is decided, 0: never; unlike: whether the text is unlike every tested kind, or no statement;
+    kind: the most similar kind.
     outputs: score of the output features; tokens: of the statement, with scores of their
     activations. Both are in standard deviations, above 0: hallucinated.
     """
@@ -82,7 +82,7 @@ class StatementJudge:
                 float(p),
                 float(odds),
                 float(reliability),
-                bool(unlike),
+                bool(unlike) or not is_statement(text),
                 kinds[nearest],
                 float(output),
                 _in_text(one._replace(score=one.score * polarity), text),
