@@ -335,7 +335,7 @@ def _load(store: Path, manifest: Path) -> _Part:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         schema = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise UserError(
-            f"{manifest}: schema is {schema}, expected {SCHEMA}: {remedy(store, manifest)}"
+            f"{manifest}: schema is {_printable(schema)}, expected {SCHEMA}: {remedy(store, manifest)}"
         )
     # Stores from before this key hold activations of a float32 model.
     content.setdefault("model_precision", "float32")
@@ -386,8 +386,9 @@ def _require(part: _Part, expected: Mapping[str, Any], who: str) -> None:
     for key, value in expected.items():
         if part.content.get(key) != value:
             raise UserError(
-                f"{part.store} comes from another run: its {key} is {part.content.get(key)}, {who} "
-                f"{value}; {remedy(part.store, part.manifest)}"
+                f"{part.store} comes from another run: its {key} is "
+                f"{_printable(part.content.get(key))}, {who} {_printable(value)}; "
+                f"{remedy(part.store, part.manifest)}"
             )
 
 
@@ -430,7 +431,7 @@ def _require_files(part: _Part) -> None:
         *flat,
     ]:
         if name not in part.content["files"]:
-            _refuse(part, part.manifest, f"it does not list {name}")
+            _refuse(part, part.manifest, f"it does not list {_printable(name)}")
     for name, entry in part.content["files"].items():
         path = part.store / name
         try:
@@ -457,7 +458,13 @@ def _massive(part: _Part) -> npt.NDArray[np.bool_]:
 
 
 def _refuse(part: _Part, path: Path, problem: str) -> NoReturn:
-    raise UserError(f"{path}: {problem}; {remedy(part.store, part.manifest)}") from None
+    raise UserError(f"{_printable(path)}: {problem}; {remedy(part.store, part.manifest)}") from None
+
+
+def _printable(value: object) -> str:
+    """A value from a file in one line."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
 
 
 def remedy(store: Path, manifest: Path) -> str:
