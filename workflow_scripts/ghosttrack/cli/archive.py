@@ -47,6 +47,11 @@ def archive(run: Path, out: Path, words: Sequence[str], *, weights: bool = False
         )
     if out.suffix != ".zip" or not out.parent.is_dir():
         raise UserError(f"--out: {out} is no .zip file in an existing folder; name such a file")
+    if not (home.parents[1] / "config" / "config.yaml").is_file():
+        raise UserError(
+            f"{run}: there is no config/config.yaml in {home.parents[1]}, so this run was moved or "
+            "copied; give results/MODEL in the folder of the workflow that made the run"
+        )
     # In quotation marks where Snakemake would read a number.
     name = home.name if home.name == read_value(home.name) else f'"{home.name}"'
     # The folder says which model it is: Snakemake refuses a key that occurs twice.

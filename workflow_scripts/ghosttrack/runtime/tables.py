@@ -13,6 +13,7 @@ import pyarrow
 from ghosttrack.errors import UserError
 
 _REMEDY = "delete it and run again to make it again"
+_MISSING = "is missing: run the workflow again, which makes it, or check the folder of the run"
 # Columns with names that users choose: they are text, even 2024, true or NA.
 _NAME_COLUMNS = ("dataset", "trained_on", "model", "reference")
 # A spreadsheet reads a cell that begins with one of these, also full-width, as a formula (OWASP,
@@ -29,6 +30,8 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     """
     try:
         return pd.read_parquet(path, columns=columns)
+    except FileNotFoundError:
+        raise UserError(f"{path} {_MISSING}") from None
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(
             f"{path} cannot be read ({str(error).splitlines()[0]}): {_REMEDY}"
@@ -44,6 +47,8 @@ def read_npz(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise UserError(f"{path} {_MISSING}") from None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}): {_REMEDY}") from error
 
