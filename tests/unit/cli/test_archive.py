@@ -311,13 +311,14 @@ def test_a_wrong_folder_or_file_is_refused(
     assert "name such a file" in refusal(home, capsys, "--out", str(tmp_path / "folder"))
 
 
-def test_a_run_that_was_copied_out_of_its_workflow_is_refused(
+def test_a_run_without_the_configuration_of_its_workflow_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = make_run(tmp_path)
     (home.parents[1] / "config" / "config.yaml").unlink()
     message = refusal(home, capsys)
-    assert "moved or copied; give results/MODEL in the folder of the workflow" in message
+    assert "moved or copied, give results/MODEL in the folder of the workflow" in message
+    assert "with this one as a module cannot be archived" in message
 
 
 def test_results_may_be_a_link_and_the_clone_may_be_below_a_folder_named_results(

@@ -108,7 +108,7 @@ def load(path: Path, manifest: Path, statements: Path) -> tuple[PooledTexts, dic
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
-    about = dict(files.read_object(manifest))
+    about = files.read_object(manifest)
     if about.get("pools") != list(POOLS) or about.get("outputs") != list(OUTPUTS):
         raise UserError(
             f"{manifest} was written by another version of GhostTrack: delete it and run the "

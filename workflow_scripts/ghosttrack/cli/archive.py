@@ -49,8 +49,9 @@ def archive(run: Path, out: Path, words: Sequence[str], *, weights: bool = False
         raise UserError(f"--out: {out} is no .zip file in an existing folder; name such a file")
     if not (home.parents[1] / "config" / "config.yaml").is_file():
         raise UserError(
-            f"{run}: there is no config/config.yaml in {home.parents[1]}, so this run was moved or "
-            "copied; give results/MODEL in the folder of the workflow that made the run"
+            f"{run}: there is no config/config.yaml in {home.parents[1]}, which archive reads: if "
+            "this run was moved or copied, give results/MODEL in the folder of the workflow that "
+            "made it; a run that another workflow made with this one as a module cannot be archived"
         )
     # In quotation marks where Snakemake would read a number.
     name = home.name if home.name == read_value(home.name) else f'"{home.name}"'

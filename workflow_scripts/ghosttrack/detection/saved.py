@@ -112,7 +112,7 @@ def load(folder: Path) -> SavedDetector:
             "of a finished run, such as results/smollm2-135m, or finish the run with the command "
             "that started it"
         )
-    about = dict(files.read_object(about_path))
+    about = files.read_object(about_path)
     sealed = about.pop("about_sha256", "")
     if about.get("schema") != SCHEMA or about.get("outputs") != list(OUTPUTS):
         raise UserError(

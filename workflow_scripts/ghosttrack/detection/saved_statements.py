@@ -71,7 +71,7 @@ def load(folder: Path) -> SavedStatements:
             f"{folder.parent} has no detector of statements ({weights_path} is missing): run the "
             "workflow again with the command that started the run"
         )
-    about = dict(files.read_object(about_path))
+    about = files.read_object(about_path)
     sealed = about.pop("about_sha256", "")
     if about.get("schema") != SCHEMA or any(about.get(key) != _LAYOUT[key] for key in _LAYOUT):
         raise UserError(
