@@ -31,6 +31,10 @@ PARTS = (
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# `make test ARGS=...` exports its variables, which would reach every make that a test starts.
+for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
+    os.environ.pop(name, None)
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
