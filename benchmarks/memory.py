@@ -17,7 +17,7 @@ from pathlib import Path
 from measure import show
 
 from ghosttrack.report import costs
-from ghosttrack.runtime import peak_memory
+from ghosttrack.runtime import resource_use
 
 # A dry run that prints rule, memory and minutes of every job; Snakemake prints them only without
 # messages.
@@ -55,17 +55,16 @@ def asked(model: str, folder: Path, *options: str, resource: str = "mem_mb") -> 
 
 
 def measured(run: Path) -> dict[str, float]:
-    """Largest resident set in MB (10^6 bytes) of each rule's jobs."""
-    # Snakemake's MB are 2^20 bytes.
+    """Largest resident set in MB (10^6 bytes) of each rule's jobs, over all their attempts."""
     peaks = {
-        cost.rule: cost.peak_rss_mb * 1.048576
+        cost.rule: cost.peak_rss_mb
         for cost in costs.of_jobs(run / "benchmarks")
         if not math.isnan(cost.peak_rss_mb)
     }
     for path in sorted((run / "logs").rglob("*.log")):
         rule = path.relative_to(run / "logs").parts[0].removesuffix(".log")
-        for peak in peak_memory.logged_peaks(path.read_text(encoding="utf-8", errors="replace")):
-            peaks[rule] = max(peaks.get(rule, 0.0), float(peak))
+        for use in resource_use.logged(path.read_text(encoding="utf-8", errors="replace")):
+            peaks[rule] = max(peaks.get(rule, 0.0), float(use.peak_mb))
     return peaks
 
 

@@ -54,6 +54,25 @@ PARTS = (
         figure=Figure("extraction", "what", "tokens/CPU s"),
     ),
     Part(
+        "saelens_cache",
+        "Storing one layer's activations and reading them in shuffled batches, against the cached "
+        "activations of SAELens, an Arrow data set.",
+        ("saelens_cache.py", RUN, "--tokens", "16384"),
+        ("saelens_cache", "saelens_cache.reading"),
+        4,
+        ("run", "peers"),
+        Figure("saelens_cache.reading", "what", "rows/CPU s"),
+    ),
+    Part(
+        "lm_polygraph_answers",
+        "Greedy answers with the log-probability of every token, against lm-polygraph.",
+        ("lm_polygraph_answers.py", RUN),
+        ("lm_polygraph_answers",),
+        2,
+        ("run", "peers"),
+        Figure("lm_polygraph_answers", "what", "answers/CPU s"),
+    ),
+    Part(
         "writing",
         "Writing stores of ready blocks, to a file system in memory, against a plain write of the "
         "same bytes with checksums.",

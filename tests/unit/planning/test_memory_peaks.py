@@ -71,12 +71,12 @@ import json, sys
 from pathlib import Path
 
 from ghosttrack.planning.configuration import load
-from ghosttrack.runtime import peak_memory
+from ghosttrack.runtime import resource_use
 
 folder = Path(sys.argv[1])
 settings = load(json.loads(sys.argv[2]), Path(sys.argv[3]))["tiny-gpt2"]
 {job}
-print(peak_memory.peak_bytes() / 1e6)
+print(resource_use.peak_bytes() / 1e6)
 """
 
 

@@ -51,7 +51,10 @@ def test_jobs_of_a_rule_are_summed_and_the_longest_is_named(run: Path) -> None:
         "track_features",
         "verify_activations",
     ]
-    assert found["train_sae"] == ("autoencoders", "train_sae", 2, 165, 180, 700, "layer_02", 100)
+    *sums, peak, longest, seconds = found["train_sae"]
+    assert sums == ["autoencoders", "train_sae", 2, 165, 180]
+    assert peak == pytest.approx(700 * 2**20 / 1e6)  # Snakemake's MB are 2^20 bytes
+    assert (longest, seconds) == ("layer_02", 100)
     assert found["verify_activations"].step == "on request"
 
 
@@ -63,9 +66,31 @@ def test_a_job_too_short_to_be_looked_at_has_no_cpu_time_and_takes_none_from_its
     assert math.isnan(short.cpu_seconds)
     assert math.isnan(short.peak_rss_mb)
     step = next(each for each in costs.by_step(found) if each.step == "autoencoders")
-    assert (step.jobs, step.cpu_seconds, step.peak_rss_mb) == (3, 165, 700)
+    assert (step.jobs, step.cpu_seconds) == (3, 165)
+    assert step.peak_rss_mb == pytest.approx(700 * 2**20 / 1e6)
     assert step.wall_seconds == pytest.approx(180.3)
     assert (step.longest_job, step.longest_seconds) == ("train_sae layer_02", 100)
+
+
+def test_what_the_last_attempt_logged_counts_and_not_what_was_sampled(run: Path) -> None:
+    attempts = (
+        "peak memory 9,000 MB, CPU time 1,000.00 s",
+        "peak memory 900 MB, CPU time 130.25 s",
+    )
+    for name, lines in {
+        "train_sae/layer_02": attempts,
+        "evaluate_sae/layer_02": ("peak memory 80 MB, CPU time 0.50 s",),
+        "fetch_model": ("peak memory 1,600 MB",),  # by an earlier version
+    }.items():
+        path = run / "logs" / f"{name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"12:00:00 INFO {line}\n" for line in lines))
+    found = {each.rule: each for each in costs.of_jobs(run / "benchmarks")}
+    assert found["train_sae"].cpu_seconds == 130.25 + 75
+    assert found["train_sae"].peak_rss_mb == 900
+    assert found["evaluate_sae"].cpu_seconds == 0.5
+    assert found["evaluate_sae"].peak_rss_mb == 80
+    assert (found["fetch_model"].cpu_seconds, found["fetch_model"].peak_rss_mb) == (12.5, 1600)
 
 
 def test_every_byte_of_the_folder_is_of_one_kind(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Cost of a run: time and memory from Snakemake's benchmark tables, disk by kind of output.
+"""Cost of a run: time and memory from Snakemake's benchmark tables and logs, disk by kind of output.
 
 Times differ between runs, so they are kept in benchmarks/, apart from the reproducible report.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ghosttrack.planning.run_state import PHASES
+from ghosttrack.runtime import resource_use
 
 # Rules by step of the pipeline; any other rule belongs to the last step.
 STEPS = {
@@ -88,9 +89,10 @@ KINDS = {
 
 
 class Cost(NamedTuple):
-    """All jobs of one rule: seconds are sums, peak_rss_mb is the maximum over jobs.
+    """All jobs of one rule: seconds are sums, peak_rss_mb (10^6 bytes) is the maximum over jobs.
 
-    cpu_seconds and peak_rss_mb are NaN if every job ended before its first sample.
+    cpu_seconds and peak_rss_mb are NaN if no job has logged them, and every job ended before
+    Snakemake's first sample.
     """
 
     step: str
@@ -119,8 +121,12 @@ class Budget(NamedTuple):
 
 
 def of_jobs(folder: Path) -> list[Cost]:
-    """Costs of all rules with tables in `folder`, a run's benchmarks/, in pipeline order."""
-    jobs_of: dict[str, list[tuple[str, dict[str, str]]]] = {}
+    """Costs of all rules with tables in `folder`, a run's benchmarks/, in pipeline order.
+
+    CPU time and peak memory are those that a job logged at its end. Snakemake's samples count for
+    jobs without a log.
+    """
+    jobs_of: dict[str, list[_Job]] = {}
     for path in sorted([*folder.glob("*.tsv"), *folder.glob("*/*.tsv")]):
         if path.name.endswith(".gpu.tsv"):
             continue
@@ -128,8 +134,9 @@ def of_jobs(folder: Path) -> list[Cost]:
         with path.open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream, delimiter="\t"))
         if rows:
+            log = folder.parent / "logs" / path.relative_to(folder).with_suffix(".log")
             jobs_of.setdefault(path.stem if single else path.parent.name, []).append(
-                ("" if single else path.stem, rows[-1])
+                _job("" if single else path.stem, rows[-1], log)
             )
     step_of = {rule: step for step, rules in STEPS.items() for rule in rules}
     order = {rule: number for number, rule in enumerate(PHASES)}
@@ -141,19 +148,35 @@ def of_jobs(folder: Path) -> list[Cost]:
     )
 
 
-def _cost(step: str, rule: str, jobs: Sequence[tuple[str, dict[str, str]]]) -> Cost:
-    wall = [_number(row, "s") for _, row in jobs]
-    cpu, memory = ([_number(row, key) for _, row in jobs] for key in ("cpu_time", "max_rss"))
-    longest = max(range(len(jobs)), key=wall.__getitem__)
+class _Job(NamedTuple):
+    name: str  # "" for the only job of a rule
+    wall_seconds: float
+    cpu_seconds: float
+    peak_mb: float
+
+
+def _job(name: str, sampled: dict[str, str], log: Path) -> _Job:
+    """What Snakemake measured of a job, with what its last attempt logged at its end."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    cpu, peak = _number(sampled, "cpu_time"), _number(sampled, "max_rss") * 2**20 / 1e6
+    if uses := resource_use.logged(text):
+        last = uses[-1]
+        cpu = cpu if last.cpu_seconds is None else last.cpu_seconds
+        peak = max(_known((peak, float(last.peak_mb))))
+    return _Job(name, _number(sampled, "s"), cpu, peak)
+
+
+def _cost(step: str, rule: str, jobs: Sequence[_Job]) -> Cost:
+    longest = max(jobs, key=lambda job: job.wall_seconds)
     return Cost(
         step,
         rule,
         len(jobs),
-        _sum(cpu),
-        sum(wall),
-        max(_known(memory), default=math.nan),
-        jobs[longest][0],
-        wall[longest],
+        _sum(job.cpu_seconds for job in jobs),
+        sum(job.wall_seconds for job in jobs),
+        max(_known(job.peak_mb for job in jobs), default=math.nan),
+        longest.name,
+        longest.wall_seconds,
     )
 
 

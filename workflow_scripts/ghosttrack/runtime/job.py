@@ -18,9 +18,9 @@ from ghosttrack.runtime import (
     gpu_claims,
     gpu_usage,
     lock_log,
-    peak_memory,
     progress,
     records,
+    resource_use,
 )
 
 log = logging.getLogger("ghosttrack")
@@ -74,7 +74,7 @@ def _as_job(main: Callable[..., None], snakemake: Any, log_path: str | None) -> 
 
 @contextmanager
 def _observed(log_path: str | None, batch: int, gpus: int) -> Iterator[None]:
-    """Log where a job runs and its peak memory, inject faults, and sample its GPU.
+    """Log where a job runs, its peak memory and CPU time, inject faults, and sample its GPU.
 
     No effect without a log.
     """
@@ -89,7 +89,7 @@ def _observed(log_path: str | None, batch: int, gpus: int) -> Iterator[None]:
             yield
     finally:
         progress.observers.clear()
-        log.info("%s", peak_memory.line())
+        log.info("%s", resource_use.line())
 
 
 def _gpus(snakemake: Any) -> int:
