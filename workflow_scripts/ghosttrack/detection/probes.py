@@ -102,14 +102,36 @@ def joint_ridge(
     """
 
     def kernel(rows: Ints, columns: Ints) -> NDArray[Any]:
-        products = np.zeros((len(rows), len(columns)))
-        for block in blocks:
-            # single precision halves the cost; its rounding is far below every strength
-            z = standardise(block[train]).apply(block[rows]).astype(np.float32)
-            products += z @ z[columns].T
-        return products
+        return _inner_products(blocks, train, rows, columns)
 
     return kernel_ridge(kernel, y, inner, train, test, strengths)
+
+
+def _inner_products(
+    blocks: Sequence[NDArray[Any]], train: Ints, rows: Ints, columns: Ints
+) -> NDArray[np.float32]:
+    """Inner products of standardised rows with some of them, summed over blocks, (rows, columns).
+
+    Single precision halves the cost. Its rounding is far below every ridge strength.
+
+    Args:
+        blocks: each (examples, columns).
+        train: examples that give mean and scale.
+        rows: examples; columns: indices into them.
+    """
+    count = len(columns)
+    products = np.zeros((len(rows), count), dtype=np.float32)
+    # Products of the same rows are symmetric, and numpy computes one half of them.
+    first = count if np.array_equal(columns, np.arange(count)) else 0
+    for block in blocks:
+        standard = standardise(block[train])
+        z = block[rows].astype(np.float32)
+        z -= standard.mean.astype(np.float32)
+        z /= standard.scale.astype(np.float32)
+        if first:
+            products[:first] += z[:first] @ z[:first].T
+        products[first:] += z[first:] @ z[columns].T
+    return products
 
 
 def bilinear_ridge(
@@ -134,10 +156,7 @@ def bilinear_ridge(
     """
 
     def kernel(rows: Ints, columns: Ints) -> NDArray[Any]:
-        products = np.zeros((len(rows), len(columns)), dtype=np.float32)
-        for block in left:
-            z = standardise(block[train]).apply(block[rows]).astype(np.float32)
-            products += z @ z[columns].T
+        products = _inner_products(left, train, rows, columns)
         answers = right[rows].astype(np.float32) - right[train].mean(axis=0, dtype=np.float32)
         answers /= np.maximum(
             np.linalg.norm(answers, axis=1, keepdims=True), np.finfo(np.float32).tiny
