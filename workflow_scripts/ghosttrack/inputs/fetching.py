@@ -223,15 +223,18 @@ def _load_model(directory: Path, name: str, gguf: str | None) -> Any:
 
 
 def _without_gguf(model: Any) -> Any:
-    """A copy of a model from a GGUF file, which transformers refuses to save."""
+    """A model from a GGUF file, in a form that transformers saves."""
+    import torch
+
     config = model.config.to_dict()
     config.pop("quantization_config", None)
     head = getattr(model.get_output_embeddings(), "weight", None)
     if head is not None and head is not model.get_input_embeddings().weight:
         # transformers ties the head of Falcon and BLOOM even if the file has one of its own.
         config["tie_word_embeddings"] = False
-    fresh = type(model)(type(model.config)(**config))
-    fresh.load_state_dict(model.state_dict())
+    with torch.device("meta"):  # no memory and no initial weights: the model's own are assigned
+        fresh = type(model)(type(model.config)(**config))
+    fresh.load_state_dict(model.state_dict(), assign=True)
     return fresh
 
 
