@@ -4,6 +4,7 @@ Where `model_check` found it exact for the model, prompts of different lengths a
 batch and their shared prefix is computed once. Other prompts are batched by length.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
@@ -229,21 +230,50 @@ def continue_batch(
         ids[row, start:], mask[row, start:] = torch.tensor(prompt[shared:]), 1
     if mode == "plain":
         return _without_cache(model, ids.to(model.device), steps)
+    ids, mask = ids.to(model.device), mask.to(model.device)
     with torch.inference_mode():
-        past = None
-        if shared:
-            prefix = ids[:1, :shared].to(model.device)
-            past = models.backbone(model)(input_ids=prefix, use_cache=True).past_key_values
-            past.batch_repeat_interleave(len(coded))
         sequences: Tensor = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            past_key_values=past,
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=_read_once(model, ids, mask, shared) if shared else None,
             use_cache=True,
             logits_processor=LogitsProcessorList([steps.choose]),
             stopping_criteria=StoppingCriteriaList([steps.stop]),
         ).cpu()
     return sequences[:, width:]
+
+
+def _read_once(model: Any, ids: Tensor, mask: Tensor, shared: int) -> Any:
+    """KV cache of padded prompts, in which the model reads no token twice.
+
+    It holds the `shared` tokens at the start of all prompts. If prompts are equal, as several
+    samples of one prompt are, it also holds their other tokens except the last.
+
+    Args:
+        ids, mask: (prompts, length) token ids, and 1 where a token is no padding.
+    """
+    backbone = models.backbone(model)
+    past = backbone(input_ids=ids[:1, :shared], use_cache=True).past_key_values
+    distinct: dict[tuple[int, ...], int] = {}
+    same = [distinct.setdefault(tuple(row), len(distinct)) for row in ids.tolist()]
+    if len(distinct) == len(ids) or shared == ids.shape[1] - 1:
+        past.batch_repeat_interleave(len(ids))
+        return past
+    past.batch_repeat_interleave(len(distinct))
+    rows = [same.index(number) for number in range(len(distinct))]
+    known = mask[rows, :-1]
+    # Without positions, some architectures count the padding.
+    takes_positions = "position_ids" in inspect.signature(backbone.forward).parameters
+    positions = {"position_ids": known.cumsum(dim=1)[:, shared:] - 1} if takes_positions else {}
+    past = backbone(
+        input_ids=ids[rows, shared:-1],
+        attention_mask=known,
+        past_key_values=past,
+        use_cache=True,
+        **positions,
+    ).past_key_values
+    past.batch_select_indices(torch.tensor(same, device=ids.device))
+    return past
 
 
 @torch.inference_mode()

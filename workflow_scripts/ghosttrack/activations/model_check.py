@@ -554,7 +554,10 @@ def _texts(text: Ids, prefix: Ids, tokens: int) -> list[Encoded]:
 
 
 def _continued(model: Any, text: Ids, tokens: int, mode: decoding.Mode) -> tuple[float, float]:
-    """Greedy continuations of a batch: of one length or, if padded, of very different lengths."""
+    """Greedy continuations of a batch: of one length or, if padded, of very different lengths.
+
+    A padded batch holds one prompt twice, because it reads equal prompts once.
+    """
     longest = tokens - NEW
     shared, lengths = (
         (longest // 2, (longest // 2 + 1, longest))
@@ -567,6 +570,7 @@ def _continued(model: Any, text: Ids, tokens: int, mode: decoding.Mode) -> tuple
         )
         for at, length in enumerate(lengths)
     ]
+    prompts += prompts[-1:] if mode == "padded" else []
     decoding.prepare(model, NEW, int(text[0]), [])
     steps = _Greedy()
     new = decoding.continue_batch(
