@@ -84,6 +84,18 @@ def test_no_cell_of_the_csv_file_is_a_formula(cell: str) -> None:
     assert not any(value.startswith(("=", "@", "+", "\t")) for value in row.values())
 
 
+@pytest.mark.parametrize("word", ["a|b", " ; ", '"so"', "line\nend", "\u00e9\U0001f600"])
+def test_the_lists_of_the_csv_file_hold_any_text(word: str) -> None:
+    text = f"It is {word}"
+    given = scored(1, text)._replace(
+        tokens=[ScoredToken(6, len(text), 1.0, 0.5)], reasons=[Reason(1, 2, word, 0.1)]
+    )
+    (row,) = csv.DictReader(io.StringIO("".join(score.as_csv([given])), newline=""))
+    assert json.loads(row["tokens"]) == [[word, 1.0, 0.5]]
+    assert json.loads(row["reasons"]) == [[1, 2, word, 0.1]]
+    assert json.loads(row["sentences"]) == []
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

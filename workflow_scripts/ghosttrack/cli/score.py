@@ -20,8 +20,7 @@ from ghosttrack.facts.answer_words import UNSPACED
 from ghosttrack.inputs.lines import require_encoding
 from ghosttrack.settings import names
 
-# Columns of the csv file; all tokens are one cell, and so are all reasons and
-# sentences.
+# Columns of the csv file; the cells of LISTS are JSON lists.
 COLUMNS = (
     "id",
     "probability",
@@ -32,10 +31,13 @@ COLUMNS = (
     "text",
     "unexplained",
     "calibration",
-    "tokens",
-    "reasons",
-    "sentences",
 )
+# By column, the keys of an entry.
+LISTS = {
+    "tokens": ("text", "surprise", "probe"),
+    "reasons": ("layer", "feature", "name", "log_odds"),
+    "sentences": ("text", "probability", "verdict"),
+}
 
 
 def path_of(text: str) -> Path:
@@ -89,27 +91,18 @@ def jsonl(scores: Iterable[ScoredText]) -> Iterator[str]:
 
 
 def as_csv(scores: Iterable[ScoredText]) -> Iterator[str]:
-    """One row per text; tokens as `text|surprise|probe`, reasons as `layer:feature name log-odds`.
+    """One row per text. A cell of tokens, reasons or sentences is a JSON list with a list for each.
 
-    Sentences are `text|probability|verdict`. Tokens, reasons and sentences are separated by ` ; `.
     An apostrophe protects cells that a spreadsheet would run as a formula.
     """
-    yield _csv_line(COLUMNS)
+    yield _csv_line([*COLUMNS, *LISTS])
     for score in scores:
         values = as_mapping(score)
-        tokens = " ; ".join(
-            f"{token['text'].strip()}|{token['surprise']}|{token['probe']}"
-            for token in values["tokens"]
+        lists = (
+            [[entry[key] for key in keys] for entry in values[name]] for name, keys in LISTS.items()
         )
-        reasons = " ; ".join(
-            f"{reason.layer}:{reason.feature} {reason.name} {reason.log_odds:+}"
-            for reason in score.reasons
-        )
-        sentences = " ; ".join(
-            f"{each['text']}|{each['probability']}|{each['verdict']}"
-            for each in values["sentences"]
-        )
-        yield _csv_line([*(values[name] for name in COLUMNS[:-3]), tokens, reasons, sentences])
+        cells = (json.dumps(each, ensure_ascii=False) for each in lists)
+        yield _csv_line([*(values[name] for name in COLUMNS), *cells])
 
 
 def _csv_line(values: Iterable[Any]) -> str:
