@@ -276,36 +276,34 @@ class ChunkSampler:
         """Rows of a window in the order served; a pure function of the key."""
         epoch, index = key
         store, bounds = self._store, self._store.chunk_bounds
-        rows = np.concatenate([np.arange(bounds[chunk], bounds[chunk + 1]) for chunk in chunks])
-        included = np.flatnonzero(~store.excluded[rows])
+        excluded = [store.excluded[bounds[chunk] : bounds[chunk + 1]] for chunk in chunks]
+        included = np.flatnonzero(~np.concatenate(excluded))
         # The third number separates the permutation of a window from that of its epoch.
-        shuffle = np.random.default_rng([self._seed, epoch, index + 1]).permutation(len(included))
-        served = included[shuffle]
-        indices = served if self._resident is None else rows[served]
+        served = np.random.default_rng([self._seed, epoch, index + 1]).permutation(included)
+        sizes = np.diff(bounds)[chunks]
+        starts = np.cumsum(sizes) - sizes
+        slot = np.repeat(np.arange(len(chunks), dtype=np.int32), sizes)[served]
+        indices = served if self._resident is None else served + (bounds[chunks] - starts)[slot]
         if not self._coded:
             return _Order(indices, None, None)
         codings = [coding for chunk in chunks if (coding := store.coding(chunk)) is not None]
-        sizes = np.diff(bounds)[chunks]
-        starts = np.cumsum(sizes) - sizes
-        slot = np.repeat(np.arange(len(chunks), dtype=np.int32), sizes)
         # Most outliers are excluded as massive. Those that are not replace their decoded rows.
         outliers = np.concatenate([coding.outliers for coding in codings])
-        outlier_of = np.full(len(rows), -1, dtype=np.int64)
-        outlier_of[
-            np.concatenate(
-                [start + coding.outlier_rows for start, coding in zip(starts, codings, strict=True)]
-            )
-        ] = np.arange(len(outliers))
-        outlier_of = outlier_of[served]
-        positions = np.flatnonzero(outlier_of >= 0)
+        outlier_rows = np.concatenate(
+            [start + coding.outlier_rows for start, coding in zip(starts, codings, strict=True)]
+        )
+        is_outlier = np.zeros(sizes.sum(), dtype=np.bool_)
+        is_outlier[outlier_rows] = True
+        positions = np.flatnonzero(is_outlier[served])
+        outlier_of = np.searchsorted(outlier_rows, served[positions])
         coding = int8s.Coding(
             np.concatenate([coding.row_scale for coding in codings])[served],
             np.stack([coding.mean for coding in codings]),
             np.stack([coding.deviation for coding in codings]),
             positions,
-            outliers[outlier_of[positions]],
+            outliers[outlier_of],
         )
-        return _Order(indices, slot[served], coding)
+        return _Order(indices, slot, coding)
 
     def _decoded(self) -> Tensor:
         """All rows of an int8s layer, (rows, d_model) float16, on the CPU."""
