@@ -257,6 +257,9 @@ PARTS = (
         3,
         figure=Figure("dry_runs", "jobs", "dry run, CPU s"),
     ),
+)
+# Measured by a target of their own, or only on request; the page shows them too.
+OTHERS = (
     Part(
         "random_faults",
         "Whole runs of a tiny model with random kills, full quotas and lost files, against the "
@@ -273,9 +276,6 @@ PARTS = (
         60,
         ("slurm",),
     ),
-)
-# Measured by a target of their own, or only on request; the page shows them too.
-OTHERS = (
     Part(
         "ragtruth_qa",
         "Answers over passages: a finished run with datasets=[ragtruth_qa] and detection={audit: "
