@@ -32,18 +32,18 @@ class PlanSettings(Section):
         5.0,
         gt=0,
         description="Rate at which one core reads shuffled activations and hands them to a training "
-        "step, in 10^9 stored bytes per second. The default is that of a fast core. The slow one of "
-        "the stored measurements (benchmarks/feeding.py) reaches 2.2 in the first epoch, with "
-        "checksums, and 3.5 (int8s) or 4.6 (fp16) later. Without a GPU the CPU also decodes; it then "
-        "reaches 0.3 to 1.5.",
+        "step, in 10^9 stored bytes per second. The stored measurement "
+        "(benchmarks/feeding.py) has 4.0 (int8s) or 3.5 (fp16) in the first epoch, with checksums, and "
+        "12 or 13 later. A slow core reaches half of that or less. Without a GPU the CPU also "
+        "decodes; it then reaches 0.6 to 4.5.",
     )
     write_gb_s: float = Field(
         1.0,
         gt=0,
         description="Rate at which an extraction job writes the activations of all its layers with "
-        "their checksums, in 10^9 stored bytes per second. The default is that of a fast core. The "
-        "slow one of the stored measurements (benchmarks/writing.py) reaches 0.5. Without a GPU the "
-        "CPU also encodes; for int8s it then reaches 0.15.",
+        "their checksums, in 10^9 stored bytes per second. The default is the stored "
+        "measurement (benchmarks/writing.py). A slow core reaches half of it. Without a GPU the CPU "
+        "also encodes; for int8s it then reaches 0.45.",
     )
     copy_gb_s: float = Field(
         20.0,
