@@ -110,11 +110,11 @@ class Round:
             code, (self.folder / "screen").read_text(), time.monotonic() - self.began
         )
 
-    def command(self, module: str, *words: str) -> int:
-        """Exit code of `python -m ghosttrack.MODULE WORDS`."""
+    def orphans(self, choice: str) -> int:
+        """Exit code of `make orphans` with --wait or --cancel."""
         environment = {**os.environ, "PYTHONPATH": str(self.folder / "workflow_scripts")}
         return subprocess.run(
-            [sys.executable, "-m", f"ghosttrack.{module}", *words],
+            [sys.executable, "-m", orphans.__name__, choice],
             cwd=self.folder,
             env=environment,
             check=False,
@@ -187,7 +187,7 @@ DURING: list[Callable[[Round], str]] = [kill_a_job, preempt_a_job, kill_snakemak
 def follow_remedy(round_: Round, said: str) -> str:
     """Do what the error of a stopped run asks for; return what was done, or "" without a remedy."""
     if "make orphans ARGS=--cancel" in said:
-        return "orphans cancelled" if round_.command("orphans", "--cancel") == 0 else ""
+        return "orphans cancelled" if round_.orphans("--cancel") == 0 else ""
     done = []
     for line in said.splitlines():
         before, word, after = line.partition("delete ")
@@ -249,11 +249,7 @@ def strike(round_: Round, faults: int, seconds: float) -> list[list[str]]:
             finished.code < 0
         ):  # killed; one time in three the next run starts at once and has to refuse
             choice = chance.choice(["--wait", "--cancel", ""])
-            remedy = (
-                f"orphans {choice}"
-                if choice and round_.command("orphans", choice) == 0
-                else "left alone"
-            )
+            remedy = f"orphans {choice}" if choice and round_.orphans(choice) == 0 else "left alone"
         else:
             remedy = follow_remedy(round_, finished.text) if finished.code else ""
             if finished.code and not remedy:
