@@ -307,18 +307,16 @@ def _weights(
     )  # (layers, columns)
     intercept = sum(share[kind] * fitted.intercept[kind][number] for kind in KINDS)
     # residual = x - (b_dec + z . W_dec)
-    decoders = [sae.W_dec.numpy().astype(np.float64) for sae in saes.values()]
     intercept -= sum(
         float(sae.b_dec.numpy() @ weight)
         for sae, weight in zip(saes.values(), residual, strict=True)
     )
-    code = code - np.stack(
-        [decoder @ weight for decoder, weight in zip(decoders, residual, strict=True)]
-    )
     raw = raw + residual
-    effect = code + np.stack(
-        [decoder @ weight for decoder, weight in zip(decoders, raw, strict=True)]
-    )
+    effect = np.empty_like(code)
+    for index, sae in enumerate(saes.values()):
+        decoder = sae.W_dec.numpy().astype(np.float64)  # of one layer at a time: they are large
+        code[index] -= decoder @ residual[index]
+        effect[index] = code[index] + decoder @ raw[index]
     return saved.Weights(
         np.array([stack.intercept]),
         outputs,
