@@ -127,7 +127,10 @@ def write_settings(house: Path, model: Path, shape: Shape) -> None:
 
 @contextmanager
 def sampled(house: Path, seconds: float = 0.5) -> Iterator[dict[int, tuple[float, int]]]:
-    """Sample the processes of Snakemake in the Slurm jobs of a house: MB and number by job."""
+    """Sample the processes of Snakemake in the Slurm jobs of a house: MB and number by job.
+
+    Pages that processes share count once (PSS): a fork would double them.
+    """
     largest: dict[int, tuple[float, int]] = {}
     done = threading.Event()
 
@@ -139,7 +142,7 @@ def sampled(house: Path, seconds: float = 0.5) -> Iterator[dict[int, tuple[float
                     words = " ".join(process.info["cmdline"] or ())
                     if _NESTED.search(words) and Path(process.cwd()) == house:
                         job = int(process.environ().get("SLURM_JOB_ID", 0))
-                        now.setdefault(job, []).append(process.memory_info().rss / 1e6)
+                        now.setdefault(job, []).append(process.memory_full_info().pss / 1e6)
             for job, sizes in now.items():
                 if sum(sizes) > largest.get(job, (0.0, 0))[0]:
                     largest[job] = (sum(sizes), len(sizes))
